@@ -1,0 +1,225 @@
+"""The annotation manifest: who named which emotions in which utterance, as two files that anyone can read.
+
+``DIR/annotations.csv`` holds one row per annotator and utterance, ``DIR/corpus.json`` its name, audio root, emotion
+order and counts. Loading validates both entirely, so that nothing downstream has to.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from s3prl_metaperser.atomic import replacing
+from s3prl_metaperser.corpus.checks import COLUMNS, SEPARATOR, categorical, check_annotations, line_of_row, read_csv
+from s3prl_metaperser.corpus.emotions import EMOTIONS
+from s3prl_metaperser.errors import MetaPerSERError, suggest
+
+__all__ = ["COLUMNS", "Corpus", "build_corpus", "load_corpus", "write_corpus"]
+
+ANNOTATIONS_FILE = "annotations.csv"
+CORPUS_FILE = "corpus.json"
+_KEYS = ("name", "source", "root", "emotions", "counts")
+_COUNTS = ("utterances", "annotators", "annotations")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Utterances and what annotators heard in them.
+
+    Attributes:
+        name: what the corpus is called in tables.
+        root: absolute folder that the column ``audio`` is relative to.
+        emotions: the classes, in the order of every vector.
+        annotations: one row per annotator and utterance, columns :data:`COLUMNS`, sorted by utterance and annotator.
+            ``session`` is an integer, the others are categorical over strings: compare them with strings as usual; a
+            filtered frame keeps the categories of the whole.
+        source: the reader that made it.
+    """
+
+    name: str
+    root: Path
+    emotions: tuple[str, ...]
+    annotations: pd.DataFrame
+    source: str = "table"
+
+    def targets(self) -> np.ndarray:
+        """Give each annotation as a distribution over the emotions.
+
+        Returns:
+            ``(rows, classes)`` float32 in the order of ``annotations``. Each row sums to 1: one ticked emotion gets 1,
+            each of two 0.5.
+        """
+        cells = pd.Categorical(self.annotations["emotions"])
+        index = {emotion: column for column, emotion in enumerate(self.emotions)}
+        distributions = np.zeros((len(cells.categories), len(self.emotions)), dtype=np.float32)
+        for row, cell in enumerate(cells.categories):
+            ticked = [index[emotion] for emotion in cell.split(SEPARATOR)]
+            distributions[row, ticked] = 1 / len(ticked)
+        return distributions[cells.codes]
+
+    def audio_paths(self) -> dict[str, Path]:
+        """Map every utterance to the absolute path of its recording, in the order of the utterances' names."""
+        first = self.annotations.drop_duplicates("utterance")
+        return {
+            str(utterance): self.root / audio
+            for utterance, audio in zip(first["utterance"], first["audio"], strict=True)
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Count utterances, annotators and annotations."""
+        return {
+            "utterances": int(self.annotations["utterance"].nunique()),
+            "annotators": int(self.annotations["annotator"].nunique()),
+            "annotations": len(self.annotations),
+        }
+
+
+def build_corpus(
+    name: str,
+    root: Path,
+    annotations: pd.DataFrame,
+    emotions: tuple[str, ...] = EMOTIONS,
+    source: str = "table",
+) -> Corpus:
+    """Put valid rows into the form that :class:`Corpus` promises.
+
+    Args:
+        name: what the corpus is called.
+        root: folder that the column ``audio`` is relative to.
+        annotations: rows with the columns :data:`COLUMNS` in any order of rows, obeying
+            :func:`~s3prl_metaperser.corpus.checks.check_annotations`.
+        emotions: the classes, in order.
+        source: the reader that made it.
+
+    Returns:
+        The corpus, its rows sorted and its text columns categorical.
+    """
+    columns = {column: categorical(annotations[column]) for column in COLUMNS if column != "session"}
+    order = np.lexsort((columns["annotator"].codes, columns["utterance"].codes))
+    session = annotations["session"].astype("int64").to_numpy()
+    frame = pd.DataFrame({column: (session if column == "session" else columns[column])[order] for column in COLUMNS})
+    return Corpus(name, Path(root).absolute(), tuple(emotions), frame, source)
+
+
+def load_corpus(directory: Path | str) -> Corpus:
+    """Read and validate the manifest in a folder.
+
+    Whether the recordings exist isn't looked at: ``metaperser prepare`` did, and a feature cache may stand in for them.
+
+    Args:
+        directory: folder with ``annotations.csv`` and ``corpus.json``.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        MetaPerSERError: anything is missing, misspelt or contradictory; the message names file, line, column, value.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise MetaPerSERError(f"{directory}: no such corpus folder; write one with `metaperser prepare`")
+    for name in (CORPUS_FILE, ANNOTATIONS_FILE):
+        if not (directory / name).is_file():
+            raise MetaPerSERError(
+                f"{directory}: holds no {name}, so it is no prepared corpus; write one with `metaperser prepare`"
+            )
+    path = directory / CORPUS_FILE
+    about = _read_about(path)
+    csv_path = directory / ANNOTATIONS_FILE
+    rows = read_csv(csv_path, COLUMNS)
+    check_annotations(rows, about["emotions"], line_of_row(csv_path))
+    root = directory.absolute() / about["root"]
+    corpus = build_corpus(about["name"], root.resolve(), rows, tuple(about["emotions"]), about["source"])
+    for unit, count in corpus.counts().items():
+        if about["counts"][unit] != count:
+            raise MetaPerSERError(
+                f"{path}: counts.{unit} is {about['counts'][unit]!r} but {csv_path.name} holds {count}; the two files "
+                "don't belong together: run `metaperser prepare` again with --overwrite"
+            )
+    return corpus
+
+
+def _read_about(path: Path) -> dict:
+    """Read ``corpus.json`` and check its keys and types."""
+    cure = "run `metaperser prepare` again with --overwrite"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MetaPerSERError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise MetaPerSERError(f"{path}: not UTF-8 text; {cure}") from None
+    except json.JSONDecodeError as error:
+        raise MetaPerSERError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); {cure}") from None
+    if not isinstance(about, dict):
+        raise MetaPerSERError(f"{path}: expected an object with the keys {', '.join(_KEYS)}; {cure}")
+    for key in about:
+        if key not in _KEYS:
+            raise MetaPerSERError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
+    for key in _KEYS:
+        if key not in about:
+            raise MetaPerSERError(f"{path}: missing key {key!r}; expected {', '.join(_KEYS)}; {cure}")
+    for key in ("name", "source", "root"):
+        if not isinstance(about[key], str) or not about[key]:
+            raise MetaPerSERError(f"{path}: {key} is {about[key]!r}; expected text")
+    emotions = about["emotions"]
+    if not isinstance(emotions, list) or not all(isinstance(word, str) and word for word in emotions):
+        raise MetaPerSERError(f"{path}: emotions is {emotions!r}; expected a list of words such as {list(EMOTIONS)}")
+    twice = [word for word in emotions if emotions.count(word) > 1]
+    if twice or len(emotions) < 2:
+        fault = f"names {twice[0]!r} twice" if twice else f"is {emotions!r}"
+        raise MetaPerSERError(f"{path}: emotions {fault}; expected two or more different words")
+    counts = about["counts"]
+    if not isinstance(counts, dict) or set(counts) != set(_COUNTS):
+        raise MetaPerSERError(f"{path}: counts is {counts!r}; expected the keys {', '.join(_COUNTS)}; {cure}")
+    return about
+
+
+def write_corpus(corpus: Corpus, out: Path, overwrite: bool = False) -> None:
+    """Write ``annotations.csv`` and ``corpus.json``, both or neither.
+
+    An audio root inside ``out`` is written relative to it, so that the folder can be moved as a whole.
+
+    Args:
+        corpus: what to write; it is validated first.
+        out: the folder, made if need be.
+        overwrite: replace a corpus that is already there.
+
+    Raises:
+        MetaPerSERError: the corpus breaks a rule, ``out`` already holds one, or it can't be written to.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite)
+    check_annotations(corpus.annotations, corpus.emotions, lambda row: f"corpus {corpus.name!r}, row {row}")
+    base = out.resolve()
+    root = corpus.root.resolve()
+    about = {
+        "name": corpus.name,
+        "source": corpus.source,
+        "root": (root.relative_to(base) if root.is_relative_to(base) else root).as_posix(),
+        "emotions": list(corpus.emotions),
+        "counts": corpus.counts(),
+    }
+    try:
+        # The csv takes its place first: a corpus without corpus.json is refused as incomplete, never read half.
+        with replacing(out / CORPUS_FILE) as json_path, replacing(out / ANNOTATIONS_FILE) as csv_path:
+            corpus.annotations.to_csv(csv_path, columns=list(COLUMNS), index=False, lineterminator="\n")
+            json_path.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise MetaPerSERError(f"{out}: the corpus cannot be written there ({error.strerror})") from None
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Stop before any work when ``out`` can't become, or already is, a corpus.
+
+    Raises:
+        MetaPerSERError: ``out`` is a file, or holds a corpus and ``overwrite`` is not set.
+    """
+    if out.exists() and not out.is_dir():
+        raise MetaPerSERError(f"{out}: is a file; expected a folder to write the corpus to")
+    for name in (ANNOTATIONS_FILE, CORPUS_FILE):
+        if (out / name).exists() and not overwrite:
+            raise MetaPerSERError(f"{out}: already holds {name}; pass --overwrite to replace the corpus there")
