@@ -1,0 +1,260 @@
+"""The meta-gradient, against an implementation written out by hand and against finite differences, in float64.
+
+The hand-written one shares no code with the package: softmax regression with the inner gradient and the Hessian-vector
+products in closed form, gone through backwards with numpy (dα_t = −⟨v, g_t⟩ per tensor, v ← v − H_t(α_t v)).
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, DerivativeAnnealing
+from s3prl_metaperser.adaptation.inner_loop import adapt
+from s3prl_metaperser.adaptation.rates import LSLR, FixedRate
+from s3prl_metaperser.adaptation.sgd import PerTensorSGD
+from s3prl_metaperser.learner import Learner, TaskBatch
+from s3prl_metaperser.settings import read_settings
+
+STEPS, EXAMPLES, DIM, CLASSES = 5, 6, 4, 3
+
+
+class SoftmaxRegressionByHand:
+    """Cross-entropy of softmax(xW + b) against distributions y, mean over examples, with exact derivatives."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def probabilities(self, w, b):
+        z = self.x @ w + b
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    def loss(self, w, b):
+        return -(self.y * np.log(self.probabilities(w, b))).sum(axis=1).mean()
+
+    def gradient(self, w, b):
+        d = (self.probabilities(w, b) - self.y) / len(self.x)
+        return self.x.T @ d, d.sum(axis=0)
+
+    def hessian_vector(self, w, b, vw, vb):
+        p = self.probabilities(w, b)
+        u = self.x @ vw + vb
+        d = (p * u - p * (p * u).sum(axis=1, keepdims=True)) / len(self.x)
+        return self.x.T @ d, d.sum(axis=0)
+
+
+def by_hand(support, query, w, b, rates, second_order):
+    """Meta-gradient of query(θ_T) with respect to θ_0 = (w, b) and rates[step, (w, b)]."""
+    path = [(w, b)]
+    for alpha_w, alpha_b in rates:
+        gw, gb = support.gradient(*path[-1])
+        path.append((path[-1][0] - alpha_w * gw, path[-1][1] - alpha_b * gb))
+    vw, vb = query.gradient(*path[-1])
+    rate_gradient = np.zeros_like(rates)
+    for step in reversed(range(len(rates))):
+        gw, gb = support.gradient(*path[step])
+        rate_gradient[step] = -(vw * gw).sum(), -(vb * gb).sum()
+        if second_order(step):
+            hw, hb = support.hessian_vector(*path[step], rates[step, 0] * vw, rates[step, 1] * vb)
+            vw, vb = vw - hw, vb - hb
+    return query.loss(*path[-1]), vw, vb, rate_gradient
+
+
+def annealed(annealing, progress):
+    return lambda step: annealing.second_order(step, STEPS, progress)
+
+
+ANNEALINGS = {
+    "off": (ALWAYS_SECOND_ORDER, 0.0, [True] * 5),
+    "inner_steps": (DerivativeAnnealing(0.3, "inner_steps"), 0.0, [False, False, True, True, True]),
+    "training, early": (DerivativeAnnealing(0.3, "training"), 0.1, [False] * 5),
+    "training, late": (DerivativeAnnealing(0.3, "training"), 0.3, [True] * 5),
+    "first order": (DerivativeAnnealing(1.0, "inner_steps"), 0.9, [False] * 5),
+}
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(7)
+    x, y = rng.standard_normal((EXAMPLES, DIM)), rng.dirichlet(np.ones(CLASSES), EXAMPLES)
+    x2, y2 = rng.standard_normal((EXAMPLES, DIM)), rng.dirichlet(np.ones(CLASSES), EXAMPLES)
+    w, b = rng.standard_normal((DIM, CLASSES)), rng.standard_normal(CLASSES)
+    rates = rng.uniform(-0.2, 0.9, (STEPS, 2))  # a learned rate may be negative
+    return (x, y), (x2, y2), w, b, rates
+
+
+@pytest.mark.parametrize("query", ["combined", "resampled", "disjoint"])
+@pytest.mark.parametrize("annealing", ANNEALINGS)
+def test_meta_gradient_agrees_with_the_formula_by_hand(problem, query, annealing):
+    (x, y), other, w, b, rates = problem
+    half = EXAMPLES // 2
+    x2, y2 = {
+        "combined": (x, y),
+        "resampled": tuple(np.concatenate([a[:half], b[:half]]) for a, b in zip((x, y), other, strict=True)),
+        "disjoint": other,
+    }[query]
+    schedule, progress, expected_orders = ANNEALINGS[annealing]
+    second_order = annealed(schedule, progress)
+    assert [second_order(step) for step in range(STEPS)] == expected_orders
+
+    expected = by_hand(SoftmaxRegressionByHand(x, y), SoftmaxRegressionByHand(x2, y2), w, b, rates, second_order)
+
+    def objective(inputs, targets):
+        inputs, targets = torch.tensor(inputs), torch.tensor(targets)
+        return lambda p: -(targets * (inputs @ p["w"] + p["b"]).log_softmax(1)).sum(1).mean()
+
+    theta = {"w": torch.tensor(w, requires_grad=True), "b": torch.tensor(b, requires_grad=True)}
+    lslr = LSLR(["w", "b"], STEPS, 0.1).double()
+    lslr.rates.data = torch.tensor(rates)
+    adapted = adapt(objective(x, y), theta, lslr, STEPS, second_order)
+    loss = objective(x2, y2)(adapted.params)
+    gradients = torch.autograd.grad(loss, [theta["w"], theta["b"], lslr.rates])
+
+    assert loss.item() == pytest.approx(expected[0], rel=1e-12)
+    for ours, by_formula in zip(gradients, expected[1:], strict=True):
+        np.testing.assert_allclose(ours.numpy(), by_formula, rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_a_step_changes_the_gradient(problem):
+    """Guards the test above: were first and second order alike here, it would prove nothing."""
+    (x, y), (x2, y2), w, b, rates = problem
+    support, query = SoftmaxRegressionByHand(x, y), SoftmaxRegressionByHand(x2, y2)
+    gradients = [by_hand(support, query, w, b, rates, annealed(*ANNEALINGS[name][:2]))[1] for name in ANNEALINGS]
+    for first, second in [(0, 1), (0, 2), (1, 2)]:
+        assert np.abs(gradients[first] - gradients[second]).max() > 1e-3
+
+
+def settings(scope, lslr, annealing, pooling="mean"):
+    return read_settings(
+        {
+            "corpus": "unused",
+            "scope": scope,
+            "model": {"projector_dim": 3, "pooling": pooling},
+            "meta": {"inner_steps": 3, "lslr": lslr, "inner_lr": 0.3, "annealing": annealing},
+        }
+    )
+
+
+def learner_and_tasks(scope, lslr, annealing, pooling="mean", layers=3, tasks=2):
+    torch.manual_seed(0)
+    learner = Learner(settings(scope, lslr, annealing, pooling), dim=4, class_weights=torch.tensor([0.5, 1.0, 1.5]))
+    layer_weights = torch.nn.Parameter(torch.randn(layers, dtype=torch.float64))
+    learner.double().bind_layer_weights(layer_weights, layers)
+    rows = layers if pooling == "mean" else layers + layers * (layers + 1) // 2
+
+    def batch(seed, weights):
+        rng = torch.Generator().manual_seed(seed)
+        statistics = torch.randn(tasks, 5, rows, 4, generator=rng, dtype=torch.float64)
+        if pooling == "mean_std":
+            frames = torch.randn(tasks, 5, layers, 4, 9, generator=rng, dtype=torch.float64)
+            first, second = torch.triu_indices(layers, layers)
+            statistics[:, :, layers:] = (frames[:, :, first] * frames[:, :, second]).mean(-1)
+        targets = torch.rand(tasks, 5, 3, generator=rng, dtype=torch.float64)
+        return TaskBatch(statistics, targets / targets.sum(-1, keepdim=True), weights)
+
+    # The second task has two clips fewer; the padding must not matter.
+    weights = torch.tensor([[0.2] * 5, [1 / 3] * 3 + [0.0] * 2], dtype=torch.float64)
+    return learner, layer_weights, batch(1, weights), batch(2, weights)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+@pytest.mark.parametrize("query", ["combined", "disjoint"])
+@pytest.mark.parametrize("scope", ["head", "linear"])
+def test_meta_gradient_agrees_with_finite_differences(scope, query, pooling):
+    """Second order throughout, through the whole model: both layers, the weighted sum, and every learned rate."""
+    learner, layer_weights, support, other = learner_and_tasks(scope, True, None, pooling)
+    outer = support if query == "combined" else other
+    parameters = [*learner.parameters(), layer_weights]
+    names = [*(name for name, _ in learner.named_parameters()), "layer_weights"]
+    gradients = torch.autograd.grad(learner.meta_loss(support, outer, 0.0).loss, parameters)
+    step = 1e-6
+    for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+        flat = parameter.data.view(-1)
+        for index in range(0, flat.numel(), max(1, flat.numel() // 7)):
+            values = []
+            for sign in (1, -1):
+                flat[index] += sign * step
+                values.append(learner.meta_loss(support, outer, 0.0).loss.item())
+                flat[index] -= sign * step
+            numerical = (values[0] - values[1]) / (2 * step)
+            assert gradient.view(-1)[index].item() == pytest.approx(numerical, rel=2e-5, abs=1e-8), (name, index)
+    rate_gradient = gradients[names.index("rates.rates")]
+    assert rate_gradient.abs().min() > 0, "every rate of every adapted tensor and step is learned"
+
+
+def test_tasks_adapt_side_by_side_as_they_would_alone():
+    learner, _, support, query = learner_and_tasks("linear", True, None)
+    together = learner.meta_loss(support, query, 0.0).loss.item()
+
+    def task(batch, index):
+        clips = 5 if index == 0 else 3
+        own = TaskBatch(
+            batch.statistics[[index], :clips], batch.targets[[index], :clips], batch.weights[[index], :clips]
+        )
+        return own
+
+    alone = [learner.meta_loss(task(support, index), task(query, index), 0.0).loss.item() for index in range(2)]
+    assert together == pytest.approx(np.mean(alone), rel=1e-12)
+
+
+def test_first_order_step_never_builds_the_gradients_graph():
+    graphs_built = []
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            graphs_built.append(torch.is_grad_enabled())
+            return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+    theta = torch.tensor([1.0], requires_grad=True)
+    rates = LSLR(["theta"], 1, 0.1)
+    for second_order, to_theta in [(False, 1.0), (True, 1.0 - 0.1 * 6)]:
+        adapted = adapt(
+            lambda p: Cube.apply(p["theta"]).sum(), {"theta": theta}, rates, 1, lambda step, o=second_order: o
+        )
+        gradients = torch.autograd.grad(adapted.params["theta"].sum(), [theta, rates.rates])
+        assert graphs_built.pop(0) is second_order
+        assert [gradient.item() for gradient in gradients] == pytest.approx([to_theta, -3.0])
+
+
+def test_adaptation_at_meta_test_is_plain_gradient_descent():
+    """Against torch's own SGD, and with the last learned rate reused beyond the learned steps."""
+    learner, _, support, _ = learner_and_tasks("head", False, None)
+    reference = learner.model.projector.weight.detach().clone()
+    adapted = learner.adapt_to(support, FixedRate(0.05).double(), steps=20).params
+    single = TaskBatch(support.statistics[:1], support.targets[:1], support.weights[:1])
+    optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        learner.aggregated_loss(single.statistics[0], single.targets[0]).backward()
+        optimizer.step()
+    torch.testing.assert_close(adapted["projector.weight"][0], learner.model.projector.weight.detach())
+    assert not torch.equal(reference, learner.model.projector.weight)
+
+    rates = LSLR(["theta"], 2, 0.0)
+    rates.rates.data = torch.tensor([[0.5], [0.25]])
+    theta = {"theta": torch.tensor([1.0])}
+    after = adapt(lambda p: p["theta"].square().sum() / 2, theta, rates, steps=4).params["theta"]
+    assert after.item() == pytest.approx(0.5 * 0.75**3)
+    assert not after.requires_grad
+
+
+def test_plain_and_differentiable_optimizer_take_the_same_step():
+    values, rates = [torch.randn(3), torch.randn(2, 2)], [0.1, -0.4]
+    plain = [value.clone().requires_grad_() for value in values]
+    optimizer = PerTensorSGD(plain, rates)
+    sum((p**3).sum() for p in plain).backward()
+    optimizer.step()
+
+    class Given:
+        def at(self, step, names):
+            return [torch.tensor(rate) for rate in rates]
+
+    start = {"a": values[0], "b": values[1]}
+    adapted = adapt(lambda p: sum((t**3).sum() for t in p.values()), start, Given(), 1)
+    torch.testing.assert_close(list(adapted.params.values()), [p.detach() for p in plain])
