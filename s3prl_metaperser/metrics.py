@@ -1,0 +1,56 @@
+"""From probabilities to decisions, and from decisions to the paper's three scores (section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import f1_score, hamming_loss
+
+METRICS = ("maF1", "miF1", "UA")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One episode's scores, in percent."""
+
+    maF1: float  # noqa: N815 - the paper's name, and the column of results.csv
+    """F1 averaged over the classes."""
+    miF1: float  # noqa: N815 - the paper's name, and the column of results.csv
+    """F1 of all decisions pooled."""
+    UA: float
+    """Mean over classes of the per-class binary accuracy: one minus the Hamming loss."""
+
+
+def decide(probabilities: np.ndarray) -> np.ndarray:
+    """Decide for every emotion whose probability is above chance, 1/classes, strictly.
+
+    Args:
+        probabilities: (queries, classes), rows sum to one.
+
+    Returns:
+        (queries, classes) bool.
+
+    >>> decide(np.array([[0.6, 0.4, 0.0]])).tolist()
+    [[True, True, False]]
+    """
+    return probabilities > 1.0 / probabilities.shape[-1]
+
+
+def score(probabilities: np.ndarray, targets: np.ndarray) -> Scores:
+    """Compare decisions with the emotions a listener ticked.
+
+    Args:
+        probabilities: (queries, classes), rows sum to one.
+        targets: (queries, classes) label distributions; an emotion is ticked where the mass is above zero.
+
+    Returns:
+        The scores in percent.
+    """
+    decided = decide(probabilities).astype(int)
+    ticked = (targets > 0).astype(int)
+    return Scores(
+        maF1=100 * float(f1_score(ticked, decided, average="macro", zero_division=0)),
+        miF1=100 * float(f1_score(ticked, decided, average="micro", zero_division=0)),
+        UA=100 * (1 - float(hamming_loss(ticked, decided))),
+    )

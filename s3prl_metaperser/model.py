@@ -1,0 +1,139 @@
+"""The downstream model: weighted sum over layers, pooling over frames, two linear layers (paper section 2.1).
+
+With a frozen upstream, the weighted sum commutes with pooling, so an utterance is exactly its per-layer statistics and
+frames are never needed again. For mean pooling these are the per-layer means. The standard deviation of a weighted sum
+is not the weighted sum of standard deviations; it follows exactly from the covariances between layers, dimension by
+dimension: var_d = Σ_{l,k} w_l w_k cov_{lk,d}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_metaperser.settings import Pooling
+
+# Keeps the square root differentiable for a dimension that is constant over a clip; far below any real deviation.
+VARIANCE_FLOOR = 1e-10
+
+
+def statistics_rows(layers: int, pooling: Pooling) -> int:
+    """Count the rows S of an utterance's statistics: L means and, for ``mean_std``, L(L+1)/2 covariances."""
+    return layers if pooling == "mean" else layers + layers * (layers + 1) // 2
+
+
+def pool_frames(hidden_states: Tensor, pooling: Pooling) -> Tensor:
+    """Reduce one utterance's frames to its per-layer statistics.
+
+    Args:
+        hidden_states: (layers, frames, dim).
+        pooling: ``mean``, or ``mean_std`` for means and covariances between layers.
+
+    Returns:
+        (S, dim) statistics: L rows of means, then the covariances' upper triangle row by row.
+    """
+    means = hidden_states.mean(dim=1)
+    if pooling == "mean":
+        return means
+    centred = hidden_states - means.unsqueeze(1)
+    first, second = torch.triu_indices(len(means), len(means), device=means.device)
+    covariances = torch.stack([(centred[i] * centred[j]).mean(dim=0) for i, j in zip(first, second, strict=True)])
+    return torch.cat([means, covariances])
+
+
+def combine_layers(statistics: Tensor, layer_weights: Tensor | None, layers: int, pooling: Pooling) -> Tensor:
+    """Pool the weighted sum of layers, from per-layer statistics.
+
+    Args:
+        statistics: (..., S, dim) as :func:`pool_frames` gives them.
+        layer_weights: (layers,) before softmax, as s3prl's Featurizer keeps them; None where it selects one layer.
+        layers: how many layers the statistics describe.
+        pooling: as for :func:`pool_frames`.
+
+    Returns:
+        (..., dim) means, or (..., 2 dim) means and standard deviations.
+    """
+    weights = statistics.new_ones(1) if layer_weights is None else layer_weights.softmax(dim=-1)
+    mean = weights @ statistics[..., :layers, :]
+    if pooling == "mean":
+        return mean
+    first, second = torch.triu_indices(layers, layers, device=statistics.device)
+    # A pair of different layers stands once in the triangle and twice in the quadratic form.
+    multiplicity = torch.where(first == second, 1.0, 2.0).to(weights.dtype)
+    variance = (weights[first] * weights[second] * multiplicity) @ statistics[..., layers:, :]
+    return torch.cat([mean, variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=-1)
+
+
+class Standardization(nn.Module):
+    """Per-layer affine map to mean 0 and deviation 1 over the training utterances; commutes with pooling.
+
+    The deviation is that of the utterances' means. Covariances within an utterance scale by the same factors. Until it
+    is fitted, or loaded from a checkpoint, it is the identity; the number of layers is known only then.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(0, 0))
+        self.register_buffer("scale", torch.ones(0, 0))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has seen training utterances."""
+        return self.mean.numel() > 0
+
+    def fit(self, statistics: Tensor, layers: int) -> None:
+        """Take mean and deviation from the training utterances.
+
+        Args:
+            statistics: (utterances, S, dim).
+            layers: how many of the S rows are means.
+        """
+        means = statistics[:, :layers]
+        deviation = means.std(dim=0, correction=0)
+        # A dimension that never varies carries nothing; leave it unscaled rather than blow up rounding noise.
+        floor = 1e-6 * deviation.max().clamp(min=torch.finfo(deviation.dtype).tiny)
+        self.mean = means.mean(dim=0)
+        self.scale = torch.where(deviation > floor, deviation, torch.ones_like(deviation))
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """Standardise (utterances, S, dim) statistics."""
+        if not self.fitted:
+            return statistics
+        layers = len(self.mean)
+        means = (statistics[:, :layers] - self.mean) / self.scale
+        if statistics.shape[1] == layers:
+            return means
+        first, second = torch.triu_indices(layers, layers, device=statistics.device)
+        covariances = statistics[:, layers:] / (self.scale[first] * self.scale[second])
+        return torch.cat([means, covariances], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("mean", "scale"):
+            if f"{prefix}{name}" in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"], device=self.mean.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class ListenerModel(nn.Module):
+    """Two linear layers on a pooled utterance: projector, then classifier.
+
+    Args:
+        dim: feature dimension of the upstream.
+        projector_dim: width between the two layers.
+        classes: number of emotions.
+        pooling: what the input was pooled with; ``mean_std`` doubles its width.
+    """
+
+    def __init__(self, dim: int, projector_dim: int, classes: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.projector = nn.Linear(dim if pooling == "mean" else 2 * dim, projector_dim)
+        self.classifier = nn.Linear(projector_dim, classes)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map (..., dim or 2 dim) pooled utterances to (..., classes) logits."""
+        return self.classifier(self.projector(pooled))

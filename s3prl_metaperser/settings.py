@@ -1,0 +1,195 @@
+"""What a run is: the ``downstream_expert`` section of a config, as dataclasses that are checked once, when it is read.
+
+An unknown key is an error that names the nearest known one; a value of the wrong kind is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from s3prl_metaperser.errors import MetaPerSERError, suggest
+
+SystemName = Literal["random", "entire_zero", "entire_few", "meta_perser"]
+Scenario = Literal["seen", "unseen"]
+Scope = Literal["head", "linear"]
+Query = Literal["combined", "resampled", "disjoint"]
+Pooling = Literal["mean", "mean_std"]
+AnnealingOver = Literal["inner_steps", "training"]
+MetricName = Literal["maF1", "miF1", "UA"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+SECTION = "downstream_expert"
+_strict = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+
+@_strict
+class DataSettings:
+    """Which annotators and sessions belong to training, development and test (paper section 3)."""
+
+    min_annotations: PositiveInt = 32
+    """An annotator with fewer labels is left out, by name."""
+    fold_count: PositiveInt | None = None
+    """Number of groups the external annotators are dealt into; None: one annotator a fold, or 5 groups above 12."""
+    test_sessions: list[int] | None = None
+    """Sessions kept for the test annotator in the unseen scenario; None: the corpus's last session."""
+
+
+@_strict
+class EpisodeSettings:
+    """Meta-test episodes (paper section 3.3)."""
+
+    shots: PositiveInt = 32
+    """K, labelled clips to adapt on."""
+    queries: PositiveInt = 128
+    """Q, clips to evaluate on; never among the K."""
+    number: PositiveInt = 10
+    """Episodes per annotator, each with its own draw."""
+    seed: int | None = None
+    """Seed of the draws; None: the runner's ``--seed``."""
+
+
+@_strict
+class ModelSettings:
+    """The downstream model (paper section 2.1)."""
+
+    pooling: Pooling = "mean"
+    """Over frames: the mean (the paper), or mean and standard deviation."""
+    projector_dim: PositiveInt = 256
+    """Width between the two linear layers."""
+    standardize: bool = True
+    """Bring each feature dimension to mean 0, deviation 1 over the training utterances; false is the paper's model."""
+
+
+@_strict
+class SSLSettings:
+    """Training of SSL-E on aggregated labels (paper section 2.3.1)."""
+
+    batch_size: PositiveInt = 32
+    """Utterances a step."""
+
+
+@_strict
+class AnnealingSettings:
+    """Derivative annealing (paper section 2.3.3, MAML++ section 4)."""
+
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """The first part that uses first-order gradients only."""
+    over: AnnealingOver = "inner_steps"
+    """Part of what: each inner loop's steps (the paper's words) or the whole of training (MAML++)."""
+
+
+@_strict
+class MetaSettings:
+    """Meta-training (paper section 2.3)."""
+
+    tasks_per_batch: PositiveInt | None = None
+    """Annotators in one outer step; None: all training annotators, 16 at the most."""
+    inner_steps: PositiveInt = 5
+    query: Query = "combined"
+    """The outer loss's examples: the support itself (CSMT, the paper), a fresh draw, or a disjoint one (MAML)."""
+    queries: PositiveInt | None = None
+    """How many examples the outer loss sees when ``query`` is not ``combined``; None: as many as ``shots``."""
+    annealing: AnnealingSettings | None = AnnealingSettings()
+    """None: second order throughout."""
+    lslr: bool = True
+    """Learn a rate for each tensor and inner step; false: ``inner_lr`` throughout."""
+    inner_lr: Rate = 0.1
+    """The inner loop's rate, or the value LSLR's rates start from."""
+
+
+@_strict
+class AdaptationSettings:
+    """Few-shot adaptation at meta-test (paper section 3.3)."""
+
+    steps: PositiveInt = 50
+    """Full-batch gradient steps on the support set."""
+    lr: Rate | Annotated[list[Rate], Field(min_length=1)] = dataclasses.field(
+        default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    )
+    """Entire-Few's rate; of several, the best on the dev annotator is used."""
+
+
+@_strict
+class Settings:
+    """A whole run, as the ``downstream_expert`` section of its config gives it."""
+
+    corpus: str
+    """Folder that ``metaperser prepare`` wrote."""
+    system: SystemName = "meta_perser"
+    """The row of Table 1 (paper section 2.4); entire_zero and entire_few both train SSL-E."""
+    scenario: Scenario = "seen"
+    fold: PositiveInt = 1
+    """Which external annotator (or group) is the test; ``-v fold3`` on the command line wins."""
+    scope: Scope = "linear"
+    """What adapts: the two linear layers, or the weighted sum over layers too."""
+    init_from: str | None = None
+    """Checkpoint whose weights (and nothing else) training starts from: SSL-E for Meta-PerSER."""
+    feature_cache: str = "auto"
+    """Folder of the feature cache; ``auto``: the user's cache folder; ``off``: run the upstream at every batch."""
+    select_by: MetricName = "miF1"
+    """The dev metric that decides ``dev-best.ckpt``."""
+    data: DataSettings = DataSettings()
+    episodes: EpisodeSettings = EpisodeSettings()
+    model: ModelSettings = ModelSettings()
+    ssl: SSLSettings = SSLSettings()
+    meta: MetaSettings = MetaSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
+
+
+def read_settings(section: Any, variant: str | None = None) -> Settings:
+    """Check the ``downstream_expert`` section of a config.
+
+    Args:
+        section: the mapping as YAML gave it.
+        variant: s3prl's ``-v``; ``fold1``, ``fold2``, … choose the fold over the config's own.
+
+    Returns:
+        The settings.
+
+    Raises:
+        MetaPerSERError: for an unknown key, a missing one, or a value of the wrong kind.
+    """
+    if not isinstance(section, Mapping):
+        raise MetaPerSERError(f"config section {SECTION!r} should be a mapping of settings, found {section!r}")
+    chosen = {} if variant is None else {"fold": _fold_of(variant)}
+    try:
+        return TypeAdapter(Settings).validate_python({**section, **chosen})
+    except ValidationError as error:
+        raise MetaPerSERError(_first_problem(error)) from None
+
+
+def _fold_of(variant: str) -> int:
+    digits = variant.removeprefix("fold")
+    if not (variant.startswith("fold") and digits.isdecimal() and int(digits) >= 1):
+        raise MetaPerSERError(f"-v {variant!r} is not a fold; expected fold1, fold2, …")
+    return int(digits)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [part for part in problem["loc"] if isinstance(part, str) and not part.startswith(("function-", "list["))]
+    known = _keys_at(path[:-1])
+    key = ".".join([SECTION, *path])
+    match problem["type"]:
+        case "unexpected_keyword_argument":
+            return f"config key {key!r} is unknown; {suggest(path[-1], known)}"
+        case "missing":
+            return f'config key {key!r} is missing; add it to the config or give -o "config.{key}=…"'
+    return f"config key {key!r} has the value {problem['input']!r}: {problem['msg']}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    kind: Any = Settings
+    for name in path:
+        default = next((field.default for field in dataclasses.fields(kind) if field.name == name), None)
+        if not dataclasses.is_dataclass(default):
+            return []
+        kind = type(default)
+    return [field.name for field in dataclasses.fields(kind)]
