@@ -1,0 +1,327 @@
+"""Tasks, splits and episodes: which listener's labels are learned from, and which are kept to judge by.
+
+One annotator is one task. A split deals annotators and sessions into training, dev and test (paper section 3.2). An
+episode draws K support and Q query clips from one task; the draw depends on (seed, annotator, episode) and on nothing
+else, so that every system meets the same episodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from s3prl_metaperser.corpus.manifest import Corpus
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.settings import DataSettings, Query, Scenario
+
+LARGEST_ROTATION = 12
+"""Up to this many external annotators each is a fold of its own, as in the paper; more are dealt into groups."""
+GROUPS = 5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled clips of one annotator, or of several aggregated.
+
+    Attributes:
+        utterances: (n,) ids.
+        targets: (n, classes) float32 label distributions.
+    """
+
+    utterances: tuple[str, ...]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """Select rows, in the order given."""
+        return Examples(tuple(self.utterances[row] for row in rows), self.targets[rows])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One annotator's labelled clips, sorted by utterance."""
+
+    annotator: str
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who trains, who chooses, who is tested.
+
+    Attributes:
+        scenario: ``seen`` or ``unseen``.
+        fold: from 1.
+        train: the training annotators' tasks.
+        dev: the dev annotators' tasks (one, unless folds are groups).
+        test: the test annotators' tasks.
+        aggregated: each training utterance with the mean of the training annotators' distributions, for SSL-E.
+        left_out: annotators that take no part, with the reason.
+    """
+
+    scenario: Scenario
+    fold: int
+    train: tuple[Task, ...]
+    dev: tuple[Task, ...]
+    test: tuple[Task, ...]
+    aggregated: Examples
+    left_out: dict[str, str]
+
+    def annotation_targets(self) -> np.ndarray:
+        """Give every single training annotation's distribution, (annotations, classes), for the class weights."""
+        return np.concatenate([task.examples.targets for task in self.train])
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One few-shot problem: adapt on the support, judge on the query; the two are disjoint at meta-test."""
+
+    annotator: str
+    index: int
+    support: Examples
+    query: Examples
+
+
+def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings) -> Split:
+    """Deal a corpus into training, dev and test annotators and sessions.
+
+    Seen: everybody's labels on all sessions. Unseen: the test sessions belong to the test annotator alone; training
+    and dev use the others. The external annotators rotate: fold i tests the i-th and chooses on the next.
+
+    Args:
+        corpus: a validated corpus.
+        scenario: ``seen`` or ``unseen``.
+        fold: from 1.
+        data: thresholds, number of folds, test sessions.
+
+    Returns:
+        The split. No label of a test or dev annotator is in ``train`` or ``aggregated``; in ``unseen`` no utterance
+        of a test session is in ``train``, ``aggregated`` or ``dev``.
+
+    Raises:
+        MetaPerSERError: when the fold or a session does not exist, or nobody is left to train, choose or test on.
+    """
+    frame = corpus.annotations
+    targets = corpus.targets()
+    annotators = frame["annotator"].astype(str).to_numpy()
+    counts = pd.Series(annotators).value_counts()
+    left_out = {
+        str(name): f"{count} labels, fewer than min_annotations {data.min_annotations}"
+        for name, count in sorted(counts.items())
+        if count < data.min_annotations
+    }
+    kept = frame["annotator"].astype(str).map(lambda name: name not in left_out).to_numpy(dtype=bool)
+    external = sorted(set(annotators[kept & (frame["kind"] == "external").to_numpy()]))
+    test_names, dev_names = _fold_annotators(external, fold, data.fold_count)
+
+    session = frame["session"].to_numpy()
+    test_sessions = _test_sessions(session, data.test_sessions)
+    reserved = np.isin(session, test_sessions) if scenario == "unseen" else np.zeros(len(frame), dtype=bool)
+    of_test, of_dev = np.isin(annotators, test_names), np.isin(annotators, dev_names)
+
+    train_rows = kept & ~of_test & ~of_dev & ~reserved
+    dev_rows = kept & of_dev & ~reserved
+    test_rows = kept & of_test & (reserved if scenario == "unseen" else True)
+    split = Split(
+        scenario=scenario,
+        fold=fold,
+        train=tuple(task for task in _tasks(frame, targets, train_rows) if len(task) > 1),
+        dev=_tasks(frame, targets, dev_rows),
+        test=_tasks(frame, targets, test_rows),
+        aggregated=_aggregate(frame, targets, train_rows),
+        left_out=left_out | _without_rows(annotators[kept], train_rows | dev_rows | test_rows, annotators),
+    )
+    for role, tasks in (("train", split.train), ("choose (dev)", split.dev), ("test", split.test)):
+        if not tasks:
+            raise MetaPerSERError(
+                f"corpus {corpus.name!r}, scenario {scenario}, fold {fold}: no annotator is left to {role} on; "
+                f"left out: {_listing(left_out)}; lower data.min_annotations or change data.test_sessions"
+            )
+    _assert_no_leak(frame, split, set(test_names), set(dev_names), test_sessions)
+    return split
+
+
+def _fold_annotators(external: list[str], fold: int, fold_count: int | None) -> tuple[list[str], list[str]]:
+    if len(external) < 2:
+        raise MetaPerSERError(
+            f"folds need at least 2 external annotators with enough labels, found {len(external)}"
+            f" ({', '.join(external) or 'none'}); lower data.min_annotations"
+        )
+    count = fold_count or (len(external) if len(external) <= LARGEST_ROTATION else GROUPS)
+    if not 2 <= count <= len(external):
+        raise MetaPerSERError(
+            f"data.fold_count {count} does not fit {len(external)} external annotators; expected 2 to {len(external)}"
+        )
+    if fold > count:
+        raise MetaPerSERError(f"fold {fold} does not exist; this corpus has fold1 to fold{count}")
+    return external[fold - 1 :: count], external[fold % count :: count]
+
+
+def _test_sessions(session: np.ndarray, wanted: list[int] | None) -> list[int]:
+    present = sorted({int(value) for value in session})
+    if wanted is None:
+        return present[-1:]
+    missing = [value for value in wanted if value not in present]
+    if missing:
+        raise MetaPerSERError(f"data.test_sessions names session {missing[0]}; this corpus has {present}")
+    return wanted
+
+
+def _tasks(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> tuple[Task, ...]:
+    chosen = frame[rows]
+    positions = np.flatnonzero(rows)
+    utterances = chosen["utterance"].astype(str).to_numpy()
+    groups = pd.Series(np.arange(len(chosen))).groupby(chosen["annotator"].astype(str).to_numpy(), sort=True)
+    tasks = []
+    for annotator, members in groups:
+        order = members.to_numpy()[np.argsort(utterances[members.to_numpy()], kind="stable")]
+        examples = Examples(tuple(utterances[order].tolist()), targets[positions[order]])
+        tasks.append(Task(str(annotator), examples))
+    return tuple(tasks)
+
+
+def _aggregate(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> Examples:
+    utterances = frame["utterance"].astype(str).to_numpy()[rows]
+    means = pd.DataFrame(targets[rows]).groupby(utterances, sort=True).mean()
+    return Examples(tuple(str(name) for name in means.index), means.to_numpy(dtype=np.float32))
+
+
+def _without_rows(kept: np.ndarray, used_rows: np.ndarray, annotators: np.ndarray) -> dict[str, str]:
+    used = set(annotators[used_rows])
+    return {str(name): "no labels outside the test sessions" for name in sorted(set(kept) - used)}
+
+
+def _listing(left_out: dict[str, str], most: int = 5) -> str:
+    shown = [f"{name} ({reason})" for name, reason in list(left_out.items())[:most]]
+    more = len(left_out) - len(shown)
+    return (", ".join(shown) or "nobody") + (f" and {more} more" if more > 0 else "")
+
+
+def _assert_no_leak(
+    frame: pd.DataFrame, split: Split, test_names: set[str], dev_names: set[str], test_sessions: list[int]
+) -> None:
+    """Check the promise that results rest on, whatever became of the code above."""
+    trainers = {task.annotator for task in split.train}
+    if trainers & (test_names | dev_names):
+        raise AssertionError(f"labels of {sorted(trainers & (test_names | dev_names))} leak into training")
+    if split.scenario == "unseen":
+        reserved = set(frame["utterance"].astype(str)[frame["session"].isin(test_sessions)])
+        used = set(split.aggregated.utterances).union(
+            *(task.examples.utterances for task in (*split.train, *split.dev))
+        )
+        if used & reserved:
+            raise AssertionError(f"utterances of test sessions {test_sessions} leak into training or dev")
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """Make a random generator that depends on its key alone, on any machine.
+
+    >>> int(generator(1337, "E1", 0).integers(1000)) == int(generator(1337, "E1", 0).integers(1000))
+    True
+    """
+    digest = hashlib.sha256("\x1f".join(str(part) for part in key).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32).tolist())
+
+
+def draw_episode(task: Task, shots: int, queries: int, seed: int, index: int) -> Episode:
+    """Draw one meta-test episode: K support and Q query clips, disjoint.
+
+    The query is drawn first, so that episodes with other K share it, and a smaller support is part of a larger one.
+
+    Args:
+        task: the annotator to be adapted to.
+        shots: K.
+        queries: Q.
+        seed: of all draws.
+        index: the episode, from 0.
+
+    Raises:
+        MetaPerSERError: when the annotator has fewer than K + Q labelled clips.
+    """
+    if len(task) < shots + queries:
+        raise MetaPerSERError(
+            f"annotator {task.annotator!r} has {len(task)} labelled utterances here; "
+            f"shots {shots} + queries {queries} need {shots + queries}; lower episodes.shots or episodes.queries"
+        )
+    order = generator(seed, task.annotator, index).permutation(len(task))
+    query, support = order[:queries], order[queries : queries + shots]
+    return Episode(task.annotator, index, task.examples.take(support), task.examples.take(query))
+
+
+def meta_test_episodes(
+    tasks: Sequence[Task], shots: int, queries: int, number: int, seed: int
+) -> tuple[list[Episode], list[str]]:
+    """Draw the episodes of all evaluated annotators.
+
+    In a fold of one annotator, too few labels are an error. In a fold of many (a crowd), those who labelled too little
+    are passed over, as long as somebody is left.
+
+    Returns:
+        The episodes, annotator by annotator, and the names passed over.
+    """
+    able = [task for task in tasks if len(task) >= shots + queries]
+    if not able:
+        able = [max(tasks, key=len)]
+    episodes = [draw_episode(task, shots, queries, seed, index) for task in able for index in range(number)]
+    passed_over = sorted({task.annotator for task in tasks} - {task.annotator for task in able})
+    return episodes, passed_over
+
+
+def draw_training_episode(task: Task, shots: int, queries: int, query: Query, seed: int, index: int) -> Episode:
+    """Draw one meta-training episode.
+
+    Args:
+        task: a training annotator's task.
+        shots: K.
+        queries: size of the outer loss's examples where they are not the support itself.
+        query: ``combined`` uses the support itself (CSMT, paper section 2.3.2); ``resampled`` a fresh draw from all of
+            the annotator's clips; ``disjoint`` clips outside the support (MAML).
+        seed: of all draws.
+        index: the outer step.
+
+    Returns:
+        The episode. An annotator with fewer clips than asked for gives fewer; where ``disjoint`` needs more than there
+        are, support and query share the clips in the proportion K : queries.
+    """
+    rng = generator(seed, "train", task.annotator, index)
+    order = rng.permutation(len(task))
+    if query == "disjoint":
+        available = len(task)
+        size = shots if available >= shots + queries else max(1, round(available * shots / (shots + queries)))
+        support, outer = order[:size], order[size : size + queries]
+    else:
+        support = order[:shots]
+        outer = support if query == "combined" else rng.permutation(len(task))[:queries]
+    return Episode(task.annotator, index, task.examples.take(support), task.examples.take(outer))
+
+
+def tasks_of_step(tasks: Sequence[Task], per_step: int, seed: int, step: int) -> list[Task]:
+    """Choose the training tasks of one outer step: every task once before any comes again.
+
+    Args:
+        tasks: all training tasks.
+        per_step: how many; all of them when there are no more.
+        seed: of the order.
+        step: the outer step, from 0.
+    """
+    if per_step >= len(tasks):
+        return list(tasks)
+    first, last = step * per_step, (step + 1) * per_step - 1
+    rounds = range(first // len(tasks), last // len(tasks) + 1)
+    order = np.concatenate([generator(seed, "tasks", number).permutation(len(tasks)) for number in rounds])
+    begin = first - rounds[0] * len(tasks)
+    return [tasks[place] for place in order[begin : begin + per_step]]
+
+
+def utterances_of(tasks: Iterable[Task]) -> set[str]:
+    """Collect the utterances that tasks label."""
+    return set().union(*(task.examples.utterances for task in tasks))

@@ -1,0 +1,152 @@
+"""The contract with s3prl's runner: what comes in, in which container, on which device, and what may go out.
+
+The runner makes one :class:`DownstreamExpert`, asks it for dataloaders, calls it on every batch and lets it log. What
+is learned is in ``learner.py``, what is compared in ``systems.py``, who is learned from in ``episodes.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER
+from s3prl_metaperser.datasets import Batch
+from s3prl_metaperser.errors import exits_on_bad_input
+from s3prl_metaperser.run import Run
+from s3prl_metaperser.upstream.binding import catch_upstream_and_featurizer
+
+
+class DownstreamExpert(nn.Module):
+    """Listener-personalised emotion recognition as an s3prl downstream.
+
+    Args:
+        upstream_dim: feature dimension of the upstream.
+        upstream_rate: samples a frame; not needed, features are pooled over frames.
+        downstream_expert: the config section of that name; see ``settings.py``.
+        expdir: folder for everything this run writes.
+        **kwargs: every command-line argument of ``run_downstream.py`` and every other section of the config. Used:
+            ``runner``, ``mode``, ``seed``, ``device``, ``downstream_variant``, ``init_ckpt``, ``upstream``,
+            ``upstream_model_config``, ``upstream_trainable``.
+    """
+
+    best_score: Tensor
+    batches_seen: Tensor
+
+    @exits_on_bad_input
+    def __init__(
+        self, upstream_dim: int, upstream_rate: int, downstream_expert: Mapping[str, Any], expdir: str, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.run = Run(downstream_expert, upstream_dim, Path(expdir), kwargs)
+        self.learner = self.run.learner
+        self.register_buffer("best_score", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self.is_bound = False
+        self._initial = self.run.initial_checkpoint()
+        if self._initial is not None:
+            self.run.load_initial_weights(self._initial[DOWNSTREAM])
+        catch_upstream_and_featurizer(self)
+
+    @exits_on_bad_input
+    def bind(self, upstream: nn.Module, featurizer: nn.Module) -> None:
+        """Take the runner's own upstream and featurizer, unwrapped from DDP, before the first batch arrives.
+
+        Called by a forward pre-hook, or by a runner that knows this method. References are kept out of this module's
+        own submodules: the runner saves and optimises them already.
+
+        Args:
+            upstream: s3prl upstream, on the run's device.
+            featurizer: s3prl ``Featurizer``, on the run's device.
+        """
+        self.is_bound = True
+        if self._initial is not None and self._initial.get(FEATURIZER):
+            featurizer.load_state_dict(self._initial[FEATURIZER])
+        self._initial = None
+        self.run.bind(upstream, featurizer, self.best_score.device)
+
+    @exits_on_bad_input
+    def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader[Any]:
+        """Give the batches of a split.
+
+        Args:
+            split: ``train``, ``dev`` or ``test``.
+            epoch: s3prl's count; not used, since the position in training is kept in ``batches_seen``.
+
+        Returns:
+            A dataloader of ``([silent clip], batch)``: one (samples,) float tensor on CPU at 16 kHz, and the utterance
+            ids and targets of the batch (``datasets.py``).
+        """
+        return self.run.dataloader(split, int(self.batches_seen))
+
+    @exits_on_bad_input
+    def forward(
+        self, split: str, features: list[Tensor], batch: Batch, records: dict[str, list[Any]], **kwargs: Any
+    ) -> Tensor:
+        """Compute one batch.
+
+        Args:
+            split: ``train`` inside the training loop, ``dev`` or ``test`` inside evaluation (under ``no_grad``).
+            features: the silent clip's (frames, dim) on the run's device; not used.
+            batch: SSL-E's minibatch, or a list of episodes; on CPU.
+            records: lists that :meth:`log_records` gets back.
+            **kwargs: ``batch_id`` during evaluation.
+
+        Returns:
+            The scalar loss to differentiate while training, zero during evaluation.
+        """
+        if split == "train":
+            loss = self.run.training_loss(batch, int(self.batches_seen), records)
+            self.batches_seen += 1
+            return loss
+        self.run.evaluate(batch, records)
+        return self.best_score.new_zeros(())
+
+    @exits_on_bad_input
+    def log_records(
+        self,
+        split: str,
+        records: dict[str, list[Any]],
+        logger: Any,
+        global_step: int,
+        batch_ids: list[int],
+        total_batch_num: int,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Log ``log_step`` training batches, or one whole evaluation.
+
+        Args:
+            split: ``train``, ``dev`` or ``test``.
+            records: what :meth:`forward` appended.
+            logger: TensorBoard ``SummaryWriter``; keys are ``metaperser/{split}-{name}``.
+            global_step: the optimizer's step; 0 outside training.
+            batch_ids: not used.
+            total_batch_num: not used.
+
+        Returns:
+            File names under which the runner saves a checkpoint: ``dev-best.ckpt`` when dev got better.
+        """
+        if split == "train":
+            self.run.log_training(records, logger, global_step)
+            return []
+        dev_score = self.run.log_evaluation(split, records, logger, global_step, float(self.best_score))
+        if dev_score is None or dev_score <= float(self.best_score):
+            return []
+        self.best_score.fill_(dev_score)
+        return ["dev-best.ckpt"]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Give what the weights only make sense with; saved with them."""
+        return self.run.saved_state()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Accept what :meth:`load_state_dict` has checked."""
+
+    @exits_on_bad_input
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load this run's own kind of weights, or refuse by name those of another upstream or emotion set."""
+        return super().load_state_dict(self.run.fitting(state_dict), strict=strict, assign=assign)

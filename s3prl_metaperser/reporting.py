@@ -1,0 +1,118 @@
+"""What a run leaves for people: ``results.csv``, ``predictions.csv``, and a line on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from s3prl_metaperser.atomic import replacing
+from s3prl_metaperser.episodes import Episode
+from s3prl_metaperser.metrics import METRICS, Scores, decide
+from s3prl_metaperser.settings import Settings
+from s3prl_metaperser.systems import DISPLAY_NAMES
+
+RUN_COLUMNS = ["system", "scenario", "upstream", "scope", "test_annotator", "episode", "shots", "queries"]
+RESULT_COLUMNS = [*RUN_COLUMNS, *METRICS]
+_SAME_RUN = ["system", "scenario", "upstream", "scope", "test_annotator", "shots", "queries"]
+
+
+@dataclass(frozen=True)
+class EvaluatedEpisode:
+    """An episode with what a system said of its query."""
+
+    episode: Episode
+    probabilities: np.ndarray
+    scores: Scores
+
+
+class Report:
+    """Writes one run's results into its experiment folder.
+
+    Args:
+        folder: s3prl's expdir.
+        settings: of the run.
+        upstream: s3prl's name (``-u``).
+        emotions: the classes, in order.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, upstream: str, emotions: Sequence[str]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.upstream = upstream
+        self.emotions = list(emotions)
+
+    def write(self, split: str, evaluated: Sequence[EvaluatedEpisode]) -> Path:
+        """Add these episodes' rows, in place of earlier rows of the same system, setting and annotator.
+
+        Args:
+            split: ``test`` fills results.csv and predictions.csv; another fills files of its own.
+            evaluated: the episodes.
+
+        Returns:
+            The path of the results file.
+        """
+        suffix = "" if split == "test" else f"-{split}"
+        results = self.folder / f"results{suffix}.csv"
+        rows = [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated]
+        _merge(results, pd.DataFrame(rows, columns=RESULT_COLUMNS))
+        predictions = [row for one in evaluated for row in self._prediction_rows(one)]
+        _merge(self.folder / f"predictions{suffix}.csv", pd.DataFrame(predictions))
+        return results
+
+    def _run_cells(self, episode: Episode) -> dict[str, object]:
+        return {
+            "system": DISPLAY_NAMES[self.settings.system],
+            "scenario": self.settings.scenario,
+            "upstream": self.upstream,
+            "scope": self.settings.scope,
+            "test_annotator": episode.annotator,
+            "episode": episode.index,
+            "shots": len(episode.support),
+            "queries": len(episode.query),
+        }
+
+    @staticmethod
+    def _score_cells(scores: Scores) -> dict[str, object]:
+        return {name: round(getattr(scores, name), 4) for name in METRICS}
+
+    def _prediction_rows(self, one: EvaluatedEpisode) -> list[dict[str, object]]:
+        decisions = decide(one.probabilities)
+        return [
+            self._run_cells(one.episode)
+            | {
+                "utterance": utterance,
+                "labels": self._names(one.episode.query.targets[row] > 0),
+                "predicted": self._names(decisions[row]),
+            }
+            | {
+                f"p_{emotion}": round(float(p), 6)
+                for emotion, p in zip(self.emotions, one.probabilities[row], strict=True)
+            }
+            for row, utterance in enumerate(one.episode.query.utterances)
+        ]
+
+    def _names(self, chosen: np.ndarray) -> str:
+        return ";".join(emotion for emotion, one in zip(self.emotions, chosen, strict=True) if one)
+
+
+def _merge(path: Path, rows: pd.DataFrame) -> None:
+    if path.exists():
+        earlier = pd.read_csv(path, dtype={"test_annotator": str}, keep_default_na=False)
+        replaced = set(rows[_SAME_RUN].astype(str).itertuples(index=False, name=None))
+        kept = [row not in replaced for row in earlier[_SAME_RUN].astype(str).itertuples(index=False, name=None)]
+        rows = pd.concat([earlier[kept], rows], ignore_index=True) if any(kept) else rows
+    with replacing(path) as temporary:
+        rows.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def summary_line(evaluated: Sequence[EvaluatedEpisode], system: str, split: str) -> str:
+    """Say mean and standard deviation over episodes of each metric in one line."""
+    annotators = sorted({one.episode.annotator for one in evaluated})
+    who = annotators[0] if len(annotators) == 1 else f"{len(annotators)} annotators"
+    values = {name: np.array([getattr(one.scores, name) for one in evaluated]) for name in METRICS}
+    cells = "  ".join(f"{name} {value.mean():.1f} ± {value.std():.1f}" for name, value in values.items())
+    return f"[metaperser] {system} on {split} ({who}, {len(evaluated)} episodes): {cells}"

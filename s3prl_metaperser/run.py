@@ -1,0 +1,344 @@
+"""One run of s3prl's runner: the corpus it reads, the features it needs, what it trains and how it is judged.
+
+The expert translates the runner's calls into this class's; nothing here knows of the runner's containers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from s3prl_metaperser.adaptation.rates import LSLR
+from s3prl_metaperser.checkpoints import Contract, read_checkpoint
+from s3prl_metaperser.corpus.manifest import load_corpus
+from s3prl_metaperser.datasets import AggregatedBatches, Batch, EvaluationEpisodes, TrainingEpisodes, loader
+from s3prl_metaperser.episodes import Episode, Examples, Task, make_split, meta_test_episodes
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.learner import Learner
+from s3prl_metaperser.metrics import METRICS, score
+from s3prl_metaperser.objective import class_balanced_weights
+from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
+from s3prl_metaperser.settings import read_settings
+from s3prl_metaperser.systems import DISPLAY_NAMES, make_system, task_batch
+from s3prl_metaperser.upstream.cache import (
+    AudioHashes,
+    FeatureCache,
+    UpstreamIdentity,
+    default_cache,
+    weights_fingerprint,
+)
+from s3prl_metaperser.upstream.features import Features, LiveFeatures, cached_features, check_features_vary
+from s3prl_metaperser.upstream.pooling import PooledUpstream
+
+CONTRACT = "contract"
+TRAINING = "training"
+EXTRA_STATE = "_extra_state"
+RATES_PREFIX = "learner.rates."
+
+
+class Run:
+    """A run, from its config.
+
+    Args:
+        section: the ``downstream_expert`` section.
+        upstream_dim: feature dimension of the upstream.
+        folder: s3prl's expdir.
+        arguments: s3prl's command line and the other sections of the config.
+
+    Raises:
+        MetaPerSERError: when the config, the corpus or the split cannot be used.
+    """
+
+    def __init__(
+        self, section: Mapping[str, Any], upstream_dim: int, folder: Path, arguments: Mapping[str, Any]
+    ) -> None:
+        self.settings = read_settings(section, arguments.get("downstream_variant"))
+        self.arguments = arguments
+        self.seed = int(arguments["seed"])
+        self.corpus = load_corpus(Path(self.settings.corpus))
+        self.split = make_split(self.corpus, self.settings.scenario, self.settings.fold, self.settings.data)
+        self.system = make_system(self.settings, self.seed)
+        self._check_arguments()
+        weights = class_balanced_weights(torch.from_numpy(self.split.annotation_targets()))
+        self.learner = Learner(self.settings, upstream_dim, weights)
+        self.report = Report(folder, self.settings, arguments["upstream"], self.corpus.emotions)
+        self.contract = Contract(
+            emotions=list(self.corpus.emotions),
+            upstream=arguments["upstream"],
+            upstream_dim=upstream_dim,
+            pooling=self.settings.model.pooling,
+            projector_dim=self.settings.model.projector_dim,
+        )
+        self._episodes: dict[str, list[Episode]] = {}
+        self._features: Features | None = None
+        self._bound: PooledUpstream | None = None
+        self._tuned = False
+        self._dev_improved_at: int | None = None
+        for role in ("dev", "test"):
+            self.episodes(role)
+        self._say_who()
+
+    def _check_arguments(self) -> None:
+        if self.arguments.get("upstream_trainable"):
+            raise MetaPerSERError(
+                f"-f makes the upstream trainable, but scope {self.settings.scope!r} keeps it frozen; leave -f out"
+            )
+        if self.arguments["mode"] == "train" and self.system.training == "nothing":
+            raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
+        if self.arguments["runner"].get("fp16"):
+            raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
+
+    def _say_who(self) -> None:
+        split = self.split
+        test, dev = (", ".join(_some(task.annotator for task in tasks)) for tasks in (split.test, split.dev))
+        print(
+            f"[metaperser] {self.settings.scenario} fold{split.fold}: test {test}; dev {dev}; "
+            f"{len(split.train)} training annotators, {len(split.aggregated)} training utterances",
+            file=sys.stderr,
+        )
+        if split.left_out:
+            listed = "; ".join(_some(f"{name} ({reason})" for name, reason in split.left_out.items()))
+            print(f"[metaperser] left out: {listed}", file=sys.stderr)
+
+    def episodes(self, role: str) -> list[Episode]:
+        """Give the meta-test episodes of ``dev`` or ``test``; drawn once."""
+        if role not in self._episodes:
+            tasks: dict[str, tuple[Task, ...]] = {"dev": self.split.dev, "test": self.split.test}
+            if role not in tasks:
+                raise MetaPerSERError(f"split {role!r} does not exist; expected dev or test")
+            wanted = self.settings.episodes
+            seed = self.seed if wanted.seed is None else wanted.seed
+            drawn, passed_over = meta_test_episodes(tasks[role], wanted.shots, wanted.queries, wanted.number, seed)
+            if passed_over:
+                print(
+                    f"[metaperser] {role}: {len(passed_over)} annotators have fewer than "
+                    f"{wanted.shots + wanted.queries} labels and are passed over",
+                    file=sys.stderr,
+                )
+            self._episodes[role] = drawn
+        return self._episodes[role]
+
+    # Checkpoints
+
+    def initial_checkpoint(self) -> dict[str, Any] | None:
+        """Read the checkpoint of ``init_from``, unless s3prl itself loads one (``-e``, ``-i``)."""
+        if self.settings.init_from is None or self.arguments.get("init_ckpt"):
+            if self.arguments["mode"] == "evaluate" and not self.arguments.get("init_ckpt"):
+                self._warn_untrained()
+            return None
+        return read_checkpoint(Path(self.settings.init_from))
+
+    def _warn_untrained(self) -> None:
+        if self.system.training != "nothing":
+            print(
+                f"[metaperser] warning: evaluating {DISPLAY_NAMES[self.settings.system]} with untrained weights; "
+                "give -e CHECKPOINT",
+                file=sys.stderr,
+            )
+
+    def load_initial_weights(self, state: Mapping[str, Any]) -> None:
+        """Take model and standardisation, and nothing else, from a checkpoint's downstream state."""
+        self.contract.check(state[EXTRA_STATE][CONTRACT], f"checkpoint {self.settings.init_from}")
+        kept = ("model.", "standardization.")
+        own = {name.removeprefix("learner."): tensor for name, tensor in state.items() if name.startswith("learner.")}
+        self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
+
+    def saved_state(self) -> dict[str, Any]:
+        """Describe the weights, for the checkpoint."""
+        return {CONTRACT: dict(vars(self.contract)), TRAINING: self.system.training}
+
+    def fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a checkpoint's downstream state against this run, and leave out what this system does not use.
+
+        Raises:
+            MetaPerSERError: when it belongs to another upstream, emotion set or model, or lacks this system's weights.
+        """
+        source = f"checkpoint {self.arguments.get('init_ckpt')}"
+        if EXTRA_STATE not in state:
+            raise MetaPerSERError(f"{source} was not made by -d metaperser: it has no listener model in it")
+        self.contract.check(state[EXTRA_STATE][CONTRACT], source)
+        trained = state[EXTRA_STATE][TRAINING]
+        resuming = self.arguments["mode"] == "train" and self.arguments.get("past_exp")
+        if (resuming or self.system.training == "episodes") and trained != self.system.training:
+            raise MetaPerSERError(
+                f"{source} was trained on {trained}, but system {self.settings.system!r} needs one trained on "
+                f"{self.system.training}; to start from its weights use downstream_expert.init_from"
+            )
+        if self.system.training == "episodes":
+            return dict(state)
+        return {name: value for name, value in state.items() if not name.startswith(RATES_PREFIX)}
+
+    # Features
+
+    def bind(self, upstream: nn.Module, featurizer: nn.Module, device: torch.device) -> None:
+        """Take the runner's upstream and featurizer."""
+        pooled = PooledUpstream(upstream, featurizer, self.settings.model.pooling, device)
+        weights = getattr(featurizer, "weights", None) if pooled.layers > 1 else None
+        self.learner.bind_layer_weights(weights, pooled.layers)
+        self._bound = pooled
+
+    @property
+    def features(self) -> Features:
+        """The utterances' standardised statistics; the first call extracts what no run has extracted yet."""
+        if self._features is None:
+            if self._bound is None:
+                raise MetaPerSERError(
+                    "the runner's upstream was not found before its first batch; this needs s3prl's own runner, "
+                    "or one that calls expert.bind(upstream, featurizer)"
+                )
+            self._features = self._prepare(self._bound)
+        return self._features
+
+    def _prepare(self, pooled: PooledUpstream) -> Features:
+        audio = self.corpus.audio_paths()
+        features: Features
+        if self.settings.feature_cache == "off":
+            features = LiveFeatures(pooled, audio, pooled.device)
+        else:
+            chosen = self.settings.feature_cache
+            root = default_cache() if chosen == "auto" else Path(chosen).expanduser()
+            cache = FeatureCache(root, self._identity(pooled))
+            features = cached_features(cache, AudioHashes(root, self.corpus.root), pooled, audio, pooled.device)
+        statistics, deviations = features.raw(self.split.aggregated.utterances)
+        check_features_vary(statistics, deviations, pooled)
+        if self.settings.model.standardize:
+            if not self.learner.standardization.fitted:
+                self.learner.standardization.fit(statistics, pooled.layers)
+            features.transform(self.learner.standardization)
+        return features
+
+    def _identity(self, pooled: PooledUpstream) -> UpstreamIdentity:
+        config = self.arguments.get("upstream_model_config")
+        featurizer = pooled.featurizer
+        return UpstreamIdentity(
+            upstream=self.arguments["upstream"],
+            weights=weights_fingerprint(pooled.upstream),
+            model_config=hashlib.sha256(Path(config).read_bytes()).hexdigest() if config else "",
+            s3prl=version("s3prl"),
+            feature_selection=featurizer.feature_selection,
+            layer_selection=featurizer.layer_selection,
+            normalize=featurizer.normalize,
+            pooling=pooled.pooling,
+        )
+
+    # Training
+
+    def dataloader(self, split: str, batches_seen: int) -> DataLoader[Any]:
+        """Give a split's batches; training goes on after ``batches_seen``."""
+        if split != "train":
+            return loader(EvaluationEpisodes(self.episodes(split)))
+        dataset = AggregatedBatches if self.system.training == "aggregated" else TrainingEpisodes
+        return loader(dataset(self.split, self.settings, self.seed, batches_seen, self._total_batches))
+
+    @property
+    def _total_batches(self) -> int:
+        runner = self.arguments["runner"]
+        return int(runner["total_steps"]) * int(runner["gradient_accumulate_steps"])
+
+    def training_loss(self, batch: Batch, batches_seen: int, records: dict[str, list[Any]]) -> Tensor:
+        """Compute the loss of SSL-E's minibatch or of a meta-batch of episodes."""
+        # The next evaluation is of other weights, for which another rate may be best.
+        self._tuned = False
+        if isinstance(batch, Examples):
+            targets = torch.from_numpy(batch.targets).to(self.learner.class_weights.device)
+            loss = self.learner.aggregated_loss(self.features.gather(batch.utterances), targets)
+            records["loss"].append(loss.item())
+            return loss
+        device = self.learner.class_weights.device
+        support = task_batch([episode.support for episode in batch], self.features, device)
+        combined = self.settings.meta.query == "combined"
+        query = support if combined else task_batch([episode.query for episode in batch], self.features, device)
+        meta = self.learner.meta_loss(support, query, batches_seen / self._total_batches)
+        records["query_loss"].append(meta.loss.item())
+        for step, value in enumerate(meta.support.tolist()):
+            records[f"support_loss/step{step}"].append(value)
+        return meta.loss
+
+    def log_training(self, records: dict[str, list[Any]], logger: Any, global_step: int) -> None:
+        """Write losses (means over ``log_step``) and LSLR's rates to TensorBoard."""
+        for name, values in records.items():
+            logger.add_scalar(f"metaperser/train-{name}", float(np.mean(values)), global_step=global_step)
+        if isinstance(self.learner.rates, LSLR):
+            for step, row in enumerate(self.learner.rates.rates.tolist()):
+                for tensor, rate in zip(self.learner.rates.names, row, strict=True):
+                    logger.add_scalar(f"metaperser/lslr/{tensor}/step{step}", rate, global_step=global_step)
+
+    # Evaluation
+
+    def evaluate(self, batch: Batch, records: dict[str, list[Any]]) -> None:
+        """Adapt to a batch of episodes and score their queries."""
+        if isinstance(batch, Examples):
+            raise TypeError("evaluation takes episodes")
+        if self.system.needs_tuning and not self._tuned:
+            chosen = self.system.tune(self.learner, self.features, self.episodes("dev"))
+            self._tuned = True
+            tqdm.write(f"[metaperser] {chosen}", file=sys.stderr)
+        prediction = self.system.predict(self.learner, self.features, batch)
+        for episode, probabilities in zip(batch, prediction.probabilities, strict=True):
+            if not np.isfinite(probabilities).all():
+                tqdm.write(
+                    f"[metaperser] warning: adaptation to {episode.annotator}, episode {episode.index}, diverged; "
+                    "it counts as deciding for no emotion",
+                    file=sys.stderr,
+                )
+            scores = score(probabilities, episode.query.targets)
+            records["episodes"].append(EvaluatedEpisode(episode, probabilities, scores))
+        if len(prediction.support_losses):
+            records["support_losses"].append((len(batch), prediction.support_losses))
+
+    def log_evaluation(
+        self, split: str, records: dict[str, list[Any]], logger: Any, global_step: int, best: float
+    ) -> float | None:
+        """Log a whole evaluation and write its results.
+
+        During training, the files hold the results of ``dev-best.ckpt``: they are written when dev has just improved
+        (or where dev is not evaluated at all). Outside training they are always written.
+
+        Args:
+            split: ``dev`` or ``test``.
+            records: what :meth:`evaluate` appended.
+            logger: TensorBoard writer.
+            global_step: the optimizer's step; 0 outside training.
+            best: the best dev score so far.
+
+        Returns:
+            The dev score (the metric of ``select_by``, mean over episodes); None for another split.
+        """
+        evaluated: Sequence[EvaluatedEpisode] = records["episodes"]
+        means = {name: float(np.mean([getattr(one.scores, name) for one in evaluated])) for name in METRICS}
+        for name, mean in means.items():
+            logger.add_scalar(f"metaperser/{split}-{name}", mean, global_step=global_step)
+            spread = float(np.std([getattr(one.scores, name) for one in evaluated]))
+            logger.add_scalar(f"metaperser/{split}-{name}-std", spread, global_step=global_step)
+        if records["support_losses"]:
+            counts, curves = zip(*records["support_losses"], strict=True)
+            curve = np.average(np.stack(curves), axis=0, weights=counts)
+            logger.add_scalar(f"metaperser/{split}-support_loss-first", float(curve[0]), global_step=global_step)
+            logger.add_scalar(f"metaperser/{split}-support_loss-last", float(curve[-1]), global_step=global_step)
+
+        training = self.arguments["mode"] == "train"
+        dev_score = means[self.settings.select_by] if split == "dev" else None
+        if dev_score is not None and dev_score > best:
+            self._dev_improved_at = global_step
+        selects = "dev" in self.arguments["runner"].get("eval_dataloaders", [])
+        line = summary_line(evaluated, DISPLAY_NAMES[self.settings.system], split)
+        if not training or not selects or self._dev_improved_at == global_step:
+            path = self.report.write(split, evaluated)
+            line += f"  → {path}"
+        tqdm.write(line)
+        return dev_score
+
+
+def _some(names: Any, most: int = 8) -> list[str]:
+    listed = list(names)
+    return [*listed[:most], f"… {len(listed) - most} more"] if len(listed) > most else listed

@@ -1,0 +1,61 @@
+"""Reaching the runner's upstream and featurizer.
+
+s3prl's runner hands the downstream expert only ``featurizer(wavs, upstream(wavs))``. The expert needs the modules
+themselves, to pool every layer and to adapt the weighted sum. A global forward pre-hook catches the first upstream and
+the first Featurizer that run after the expert was made, which are the runner's, and removes itself. A runner that calls
+``expert.bind(upstream, featurizer)`` makes the hook unnecessary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+
+Bind = Callable[[nn.Module, nn.Module], None]
+"""Takes (upstream, featurizer), both unwrapped from DDP."""
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Give the module inside a DDP wrapper, or the module itself."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def is_upstream(module: nn.Module) -> bool:
+    """Know an upstream by ``get_downsample_rates``, which the runner asks of every one.
+
+    Not by ``UpstreamBase``: the ``hf_*`` upstreams are plain modules.
+    """
+    return hasattr(module, "get_downsample_rates")
+
+
+def catch_upstream_and_featurizer(expert: nn.Module, bind: str = "bind") -> None:
+    """Call ``expert.bind(upstream, featurizer)`` just before the runner's first featurizer forward.
+
+    Args:
+        expert: is referenced weakly; when it is gone, the hook goes too.
+        bind: name of its method.
+    """
+    from s3prl.upstream.interfaces import Featurizer
+
+    reference = weakref.ref(expert)
+    caught: dict[str, nn.Module] = {}
+
+    def before_forward(module: nn.Module, _: Any) -> None:
+        owner = reference()
+        if owner is None or owner.is_bound:
+            handle.remove()
+            return
+        inner = unwrap(module)
+        if isinstance(inner, Featurizer):
+            if "upstream" in caught:
+                handle.remove()
+                getattr(owner, bind)(caught["upstream"], inner)
+        elif "upstream" not in caught and is_upstream(inner):
+            caught["upstream"] = inner
+
+    handle = register_module_forward_pre_hook(before_forward)

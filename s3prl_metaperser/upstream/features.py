@@ -1,0 +1,218 @@
+"""Utterances' statistics for the learner: read once from the cache, or made anew at every batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from s3prl_metaperser.audio import read_audio
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.upstream.cache import AudioHashes, FeatureCache
+from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
+
+BATCH_SECONDS = 32.0
+"""Audio of one forward pass at most."""
+SHARD_CLIPS = 256
+"""Clips a shard: what a killed extraction loses at most."""
+SMALLEST_SPREAD = 1e-3
+"""Pooled features whose spread over utterances is below this share of the frames' deviation carry nothing."""
+
+Transform = Callable[[Tensor], Tensor]
+"""(utterances, S, dim) → the same shape."""
+
+
+class Features(ABC):
+    """Gives utterances' statistics as (n, S, dim) tensors on the learner's device."""
+
+    @abstractmethod
+    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Give (n, S, dim) statistics as the upstream made them, and the (n,) deviations of frames."""
+
+    @abstractmethod
+    def gather(self, utterances: Sequence[str]) -> Tensor:
+        """Give transformed statistics, in the order asked for; an utterance may be asked for more than once."""
+
+    @abstractmethod
+    def transform(self, transform: Transform) -> None:
+        """Set what is done to every utterance's statistics before they are given."""
+
+
+class FeatureTable(Features):
+    """All utterances of a run in one tensor, transformed once.
+
+    Args:
+        utterances: ids.
+        statistics: (utterances, S, dim).
+        deviations: (utterances,) of frames.
+        device: where the learner is.
+    """
+
+    def __init__(self, utterances: Sequence[str], statistics: Tensor, deviations: Tensor, device: torch.device) -> None:
+        self._rows_of = {utterance: row for row, utterance in enumerate(utterances)}
+        self._raw = statistics
+        self._deviations = deviations
+        self._device = device
+        self._transformed = statistics.to(device)
+
+    def _rows(self, utterances: Sequence[str]) -> Tensor:
+        return torch.tensor([self._rows_of[utterance] for utterance in utterances])
+
+    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See :class:`Features`."""
+        rows = self._rows(utterances)
+        return self._raw[rows].to(self._device), self._deviations[rows].to(self._device)
+
+    def gather(self, utterances: Sequence[str]) -> Tensor:
+        """See :class:`Features`."""
+        return self._transformed.index_select(0, self._rows(utterances).to(self._device))
+
+    def transform(self, transform: Transform) -> None:
+        """See :class:`Features`."""
+        self._transformed = transform(self._raw.to(self._device))
+
+
+class LiveFeatures(Features):
+    """Statistics made by the upstream at every batch; nothing is kept.
+
+    Args:
+        pooled: the frozen upstream.
+        audio: utterance → file.
+        device: where the learner is.
+    """
+
+    def __init__(self, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device) -> None:
+        self._pooled = pooled
+        self._audio = audio
+        self._device = device
+        self._transform: Transform = torch.nn.Identity()
+
+    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See :class:`Features`."""
+        unique = sorted(set(utterances))
+        clips: dict[str, PooledClip] = {}
+        for batch in extract(self._pooled, [self._audio[utterance] for utterance in unique]):
+            clips |= {unique[index]: clip for index, clip in batch.items()}
+        statistics = torch.stack([clips[utterance].statistics for utterance in utterances])
+        deviations = torch.tensor([clips[utterance].frame_deviation for utterance in utterances])
+        return statistics.to(self._device), deviations.to(self._device)
+
+    def gather(self, utterances: Sequence[str]) -> Tensor:
+        """See :class:`Features`."""
+        return self._transform(self.raw(utterances)[0])
+
+    def transform(self, transform: Transform) -> None:
+        """See :class:`Features`."""
+        self._transform = transform
+
+
+def extract(pooled: PooledUpstream, paths: Sequence[Path]) -> Iterator[dict[int, PooledClip]]:
+    """Read audio files and pool them, batch by batch.
+
+    Yields:
+        For each forward pass, index into ``paths`` → pooled clip.
+
+    Raises:
+        MetaPerSERError: for a file that is missing, not audio, empty, truncated or too short.
+    """
+    lengths = [_samples(path) for path in paths]
+    for batch in pooled.batches(lengths, BATCH_SECONDS):
+        wavs = [read_audio(paths[index]) for index in batch]
+        try:
+            clips = pooled(wavs)
+        except MetaPerSERError as error:
+            raise MetaPerSERError(f"audio file {paths[batch[0]]}: {error}") from None
+        except RuntimeError as error:
+            names = ", ".join(str(paths[index]) for index in batch)
+            raise MetaPerSERError(f"the upstream failed on {names}: {error}; is the clip too short for it?") from None
+        yield dict(zip(batch, clips, strict=True))
+
+
+def _samples(path: Path) -> int:
+    try:
+        header = soundfile.info(str(path))
+    except soundfile.LibsndfileError:
+        # The same file, read in full, says what is wrong with it.
+        return len(read_audio(path))
+    return -(-header.frames * SAMPLE_RATE // header.samplerate)
+
+
+def cached_features(
+    cache: FeatureCache, hashes: AudioHashes, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device
+) -> FeatureTable:
+    """Load utterances' statistics, extracting first what no run has extracted yet.
+
+    Args:
+        cache: of the upstream's identity.
+        hashes: of the corpus's audio.
+        pooled: the frozen upstream.
+        audio: utterance → file, for all utterances of the corpus, so that how they are batched depends on the corpus
+            alone, not on which run came first.
+        device: where the learner is.
+
+    Returns:
+        The table of all utterances.
+    """
+    utterances = sorted(audio)
+    contents = hashes.of([audio[utterance] for utterance in utterances])
+    cache.refresh()
+    if any(content not in cache for content in contents):
+        with cache.extracting():
+            cache.refresh()
+            missing = {
+                content: audio[utterance]
+                for utterance, content in zip(utterances, contents, strict=True)
+                if content not in cache
+            }
+            _fill(cache, pooled, missing)
+    return FeatureTable(utterances, *cache.load(contents), device)
+
+
+def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path]) -> None:
+    contents, paths = list(missing), list(missing.values())
+    shard: dict[str, PooledClip] = {}
+    seconds = sum(_samples(path) for path in paths) / SAMPLE_RATE
+    with tqdm(total=round(seconds), desc="features", unit="s", unit_scale=True, dynamic_ncols=True) as progress:
+        for batch in extract(pooled, paths):
+            shard |= {contents[index]: clip for index, clip in batch.items()}
+            progress.update(round(sum(_samples(paths[index]) for index in batch) / SAMPLE_RATE))
+            if len(shard) >= SHARD_CLIPS:
+                cache.add(shard)
+                shard = {}
+    if shard:
+        cache.add(shard)
+
+
+def check_features_vary(statistics: Tensor, frame_deviations: Tensor, pooled: PooledUpstream) -> None:
+    """Stop a run whose pooled features are the same for every utterance.
+
+    s3prl's ``fbank``, ``mfcc``, ``mel``, ``spectrogram`` and ``linear`` normalise each utterance to mean 0 and
+    deviation 1, so that nothing is left after pooling and every system scores like chance.
+
+    Args:
+        statistics: (utterances, S, dim).
+        frame_deviations: (utterances,) typical deviation of frames within an utterance.
+        pooled: names the upstream's layers and pooling.
+
+    Raises:
+        MetaPerSERError: when neither means nor deviations vary between utterances.
+    """
+    if len(statistics) < 2:
+        return
+    layers = pooled.layers
+    spread = statistics[:, :layers].std(dim=0).max()
+    if pooled.pooling == "mean_std":
+        diagonal = [layers + row * layers - row * (row - 1) // 2 for row in range(layers)]
+        spread = torch.maximum(spread, statistics[:, diagonal].clamp(min=0).sqrt().std(dim=0).max())
+    scale = frame_deviations.mean()
+    if not bool(spread > SMALLEST_SPREAD * scale):
+        raise MetaPerSERError(
+            f"pooled features do not vary between utterances (spread {float(spread):.1e} at a frame deviation of "
+            f"{float(scale):.1e}): this upstream normalises each utterance, so pooling leaves nothing to learn from; "
+            "use an upstream without per-utterance normalisation, such as -u fbank_no_cmvn"
+        )

@@ -1,0 +1,161 @@
+"""From waveforms to per-layer statistics through a frozen upstream, exactly as the runner would make its features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from random import getstate as get_python_state
+from random import setstate as set_python_state
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.model import pool_frames, statistics_rows
+from s3prl_metaperser.settings import Pooling
+
+SAMPLE_RATE = 16000
+PADDING_TOLERANCE = 1e-4
+"""Largest change of a clip's pooled features, relative to their scale, for which padding counts as harmless."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep every global random state as it was: whether features were cached must not change what follows."""
+    numpy_state, python_state = np.random.get_state(), get_python_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            set_python_state(python_state)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in ``eval()`` for a while: no dropout, and no layer that LayerDrop leaves out."""
+    training = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+
+
+@dataclass(frozen=True)
+class PooledClip:
+    """One utterance as a frozen upstream gives it.
+
+    Attributes:
+        statistics: (S, dim) float32 per-layer statistics, on CPU.
+        frame_deviation: root mean square deviation of its frames from their mean: the scale on which differences
+            between utterances are judged.
+    """
+
+    statistics: Tensor
+    frame_deviation: float
+
+
+class PooledUpstream:
+    """A frozen upstream and featurizer as a function from waveforms to per-layer statistics.
+
+    Args:
+        upstream: s3prl upstream, unwrapped.
+        featurizer: s3prl ``Featurizer``, unwrapped. Its layer selection and normalisation are honoured; its weighted
+            sum is left to the model.
+        pooling: what to keep of each layer.
+        device: where the upstream is.
+    """
+
+    def __init__(self, upstream: nn.Module, featurizer: Any, pooling: Pooling, device: torch.device) -> None:
+        self.upstream = upstream
+        self.featurizer = featurizer
+        self.pooling = pooling
+        self.device = device
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that the featurizer sums; 1 where it selects one."""
+        weights = getattr(self.featurizer, "weights", None)
+        return 1 if weights is None or isinstance(self.featurizer.layer_selection, int) else len(weights)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (S, dim) of an utterance's statistics."""
+        return statistics_rows(self.layers, self.pooling), int(self.featurizer.output_dim)
+
+    @torch.no_grad()
+    def __call__(self, wavs: Sequence[Tensor]) -> list[PooledClip]:
+        """Run the upstream once on a batch and pool each clip.
+
+        Args:
+            wavs: (samples,) each, 16 kHz. Whether clips of different lengths may share a batch is for the caller to
+                know (:attr:`padding_is_harmless`).
+
+        Returns:
+            One pooled clip a waveform.
+        """
+        wavs = [wav.to(self.device) for wav in wavs]
+        with evaluating(self.upstream), undisturbed():
+            selected = self.featurizer._select_feature(self.upstream(wavs))
+        if isinstance(selected, (list, tuple)):
+            layers = torch.stack(list(selected))
+            if self.featurizer.normalize:
+                layers = F.layer_norm(layers, layers.shape[-1:])
+        else:
+            layers = selected.unsqueeze(0)
+        return [
+            self._pool(layers[:, index, : round(len(wav) / self.featurizer.downsample_rate)], wav)
+            for index, wav in enumerate(wavs)
+        ]
+
+    def _pool(self, frames: Tensor, wav: Tensor) -> PooledClip:
+        if frames.shape[1] == 0:
+            raise MetaPerSERError(
+                f"a clip of {len(wav)} samples is too short for this upstream, which needs at least one frame of "
+                f"{self.featurizer.downsample_rate} samples"
+            )
+        frames = frames.float()
+        deviation = (frames - frames.mean(dim=1, keepdim=True)).square().mean().sqrt()
+        return PooledClip(pool_frames(frames, self.pooling).cpu(), float(deviation))
+
+    @cached_property
+    def padding_is_harmless(self) -> bool:
+        """Whether a clip's features stay the same beside a longer one in its batch.
+
+        Compared once: 1 s of noise alone and beside 3 s. Upstreams with a group-norm front end (wav2vec 2.0, HuBERT
+        and WavLM base) fail; there, only clips of equal length share a batch.
+        """
+        noise = torch.Generator().manual_seed(0)
+        short, long = (torch.randn(seconds * SAMPLE_RATE, generator=noise) * 0.1 for seconds in (1, 3))
+        alone, beside = self([short])[0].statistics, self([short, long])[0].statistics
+        return bool((alone - beside).abs().max() <= PADDING_TOLERANCE * alone.abs().max())
+
+    def batches(self, lengths: Sequence[int], batch_seconds: float) -> Iterable[list[int]]:
+        """Plan which clips share a forward pass.
+
+        Args:
+            lengths: samples of each clip.
+            batch_seconds: audio (with padding) of one batch at most; a longer clip is alone.
+
+        Returns:
+            Lists of indices; every clip is in one.
+        """
+        budget = batch_seconds * SAMPLE_RATE
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+            fits = (len(batch) + 1) * lengths[index] <= budget
+            alike = not batch or lengths[batch[0]] == lengths[index] or self.padding_is_harmless
+            if batch and not (fits and alike):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
