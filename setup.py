@@ -1,0 +1,72 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "s3prl_metaperser" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="s3prl-metaperser",
+    version=VERSION,
+    description="Few-shot, listener-personalised speech emotion recognition by meta-learning, as an s3prl downstream",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    # torch below 2.9 has no wheels for Python 3.14.
+    python_requires=">=3.10,<3.14",
+    # s3prl's runner finds a downstream by the module name s3prl.downstream.NAME.expert, and the configs are kept at the
+    # top of the repository, where s3prl's users look for them: both are installed under the names they are read by.
+    packages=[
+        *find_packages(include=["s3prl_metaperser", "s3prl_metaperser.*"]),
+        "s3prl.downstream.metaperser",
+        "s3prl_metaperser.downstream_configs",
+    ],
+    package_dir={
+        "s3prl.downstream.metaperser": "s3prl_metaperser/s3prl_downstream",
+        "s3prl_metaperser.downstream_configs": "downstream_configs",
+    },
+    package_data={"s3prl_metaperser.downstream_configs": ["*.yaml"]},
+    # The ranges in which the stock `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with
+    # torchaudio 2.9 or huggingface_hub 1. tensorboardX is what its runner imports without declaring it.
+    install_requires=[
+        "s3prl>=0.4.18,<0.5",
+        "torch>=2.3,<2.9",
+        "torchaudio>=2.3,<2.9",
+        "huggingface_hub>=0.23,<1",
+        "transformers>=4.41,<5",
+        "tensorboardX>=2.6,<3",
+        "higher>=0.2.1,<0.3",
+        "numpy>=1.26",
+        "pandas>=2",
+        "pydantic>=2.7,<3",
+        "pyyaml>=6",
+        "safetensors>=0.4",
+        "scikit-learn>=1.4",
+        "soundfile>=0.12",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": [
+            "hypothesis>=6.100",
+            "mypy>=2.4,<2.5",
+            "packaging>=24",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.17,<0.18",
+            "tensorboard>=2.16",
+        ],
+    },
+    entry_points={"console_scripts": ["metaperser = s3prl_metaperser.cli:main"]},
+    zip_safe=False,
+)
