@@ -1,0 +1,101 @@
+"""s3prl's own ``run_downstream`` with what newer libraries need, and a command line that is checked first.
+
+    python -m s3prl_metaperser.run_downstream -m train -d metaperser -u fbank_no_cmvn --device cpu -c ssl_e -n my-run
+
+The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_downstream``:
+
+- ``-e`` (resume) and ``-i`` work with torch 2.6 and later. There ``torch.load`` takes tensors and plain values only,
+  and s3prl's checkpoints hold their arguments as an ``argparse.Namespace``, which is declared safe here; the safe
+  loader stays in force. The stock command cannot be mended by this package: it loads the checkpoint before it imports
+  any downstream.
+- s3prl 0.4 imports with torchaudio 2.9 and huggingface_hub 1, by stand-ins for the names these have dropped. They are
+  installed only where a name is missing, and say so when something really needs them.
+- Bad input ends in one line on stderr with exit code 2, before anything is written: :mod:`s3prl_metaperser.preflight`.
+- ``-c`` also takes the name of an installed config (``metaperser config`` lists them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import sys
+import types
+import warnings
+from typing import Any, NoReturn
+
+from s3prl_metaperser.errors import MetaPerSERError, exit_with
+
+PROGRAM = "run_downstream"
+
+
+def main() -> None:
+    """Check the process's command line and hand it to s3prl's ``main``."""
+    quieten()
+    install_stand_ins()
+    trust_namespaces()
+    try:
+        from s3prl_metaperser import preflight
+
+        sys.argv[1:] = preflight.check(sys.argv[1:])
+    except MetaPerSERError as error:
+        raise exit_with(error, PROGRAM) from None
+
+    from s3prl.run_downstream import main as run_s3prl
+
+    run_s3prl()
+
+
+def quieten() -> None:
+    """Silence what s3prl's imports say on every run about things its user cannot change."""
+    warnings.filterwarnings("ignore", message=r"torchaudio\._backend\.set_audio_backend has been deprecated")
+    logging.getLogger("s3prl.upstream.espnet_hubert.expert").setLevel(logging.ERROR)
+
+
+def trust_namespaces() -> None:
+    """Let torch's safe loader read the arguments in s3prl's checkpoints.
+
+    torch 2.3 has no such list; nor does it need one, its ``torch.load`` not being the safe one by default.
+    """
+    import torch
+
+    allow = getattr(torch.serialization, "add_safe_globals", None)
+    if allow is not None:
+        allow([argparse.Namespace])
+
+
+def install_stand_ins() -> None:
+    """Give torchaudio and huggingface_hub the names that s3prl 0.4 imports, where their newer versions lack them."""
+    import huggingface_hub
+    import torchaudio
+
+    if not hasattr(torchaudio, "set_audio_backend"):
+        torchaudio.set_audio_backend = _no_backend_to_set
+    if importlib.util.find_spec("torchaudio.sox_effects") is None:
+        effects: Any = types.ModuleType("torchaudio.sox_effects")
+        effects.apply_effects_file = _gone("torchaudio.sox_effects.apply_effects_file", "torchaudio<2.9")
+        effects.apply_effects_tensor = _gone("torchaudio.sox_effects.apply_effects_tensor", "torchaudio<2.9")
+        sys.modules[effects.__name__] = effects
+        torchaudio.sox_effects = effects
+    for name in ("HfFolder", "Repository"):
+        if not hasattr(huggingface_hub, name):
+            setattr(huggingface_hub, name, _gone(f"huggingface_hub.{name}", "huggingface_hub<1"))
+
+
+def _no_backend_to_set(backend: str | None) -> None:
+    """Do nothing, as torchaudio's own function has since version 2.2."""
+
+
+def _gone(name: str, requirement: str) -> type:
+    """Make a class that stands for a function or class that is no more, and fails with the cure when it is used."""
+
+    class Gone:
+        def __new__(cls, *args: object, **kwargs: object) -> NoReturn:
+            raise ImportError(f"{name} is missing in the installed version; install {requirement!r} to use it")
+
+    Gone.__name__ = Gone.__qualname__ = name.rpartition(".")[2]
+    return Gone
+
+
+if __name__ == "__main__":
+    main()

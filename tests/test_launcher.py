@@ -1,0 +1,259 @@
+"""The launcher: s3prl's command line, checked before s3prl acts on it, and what newer libraries need."""
+
+import argparse
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from s3prl_metaperser import configs, preflight, run_downstream
+from s3prl_metaperser.errors import MetaPerSERError
+
+CONFIG = {
+    "runner": {
+        "total_steps": 2,
+        "gradient_clipping": 1,
+        "gradient_accumulate_steps": 1,
+        "log_step": 1,
+        "eval_step": 2,
+        "save_step": 2,
+        "max_keep": 1,
+        "eval_dataloaders": ["dev"],
+        "evaluate_ratio": 0.02,
+    },
+    "optimizer": {"name": "AdamW", "lr": 2.0e-4},
+    "downstream_expert": {
+        "datarc": {"num_workers": 0, "train_batch_size": 2, "eval_batch_size": 2},
+        "modelrc": {"input_dim": 8},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_downstream.quieten()
+    run_downstream.trust_namespaces()
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint as s3prl's runner writes it, of the upstream fbank."""
+    folder = tmp_path / "past"
+    folder.mkdir()
+    args = preflight._parse(f"-m train -d example -u fbank --device cpu -p {folder} -c gone.yaml".split())
+    path = folder / "states-2.ckpt"
+    torch.save({"Args": args, "Config": CONFIG, "Step": 2, "Epoch": 0}, path)
+    return path
+
+
+def check(config, flags):
+    given = f"-m train -d example -u fbank --device cpu -n run -c {config} {flags}".split()
+    return preflight.check(given)
+
+
+def launch(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "s3prl_metaperser.run_downstream", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("-u fbnk", "-u fbnk: s3prl has no such upstream: did you mean 'fbank'?"),
+        ("-u Path", "-u Path: s3prl has no such upstream: try one of fbank_no_cmvn"),
+        ("-u wavlm_local", "-u wavlm_local needs the upstream's checkpoint"),
+        ("-u wavlm_local -k gone.pt", "-k gone.pt: no such file"),
+        ("-u wavlm_local -k https://host/model.pt", "-k https://host/model.pt: no such file"),
+        ("-g gone.yaml", "-g gone.yaml: no such file"),
+        ("-d exmple", "-d exmple: s3prl has no such downstream: did you mean 'example'?"),
+        ("-c gone/config.yaml", "-c gone/config.yaml: no such file"),
+        ("-c .", "-c .: a folder"),
+        ("-c sle_e", "-c sle_e: no such file, and no config of that name: did you mean 'ssl_e'?"),
+        ("--device cuda", "add --device cpu"),
+        ("--device gpu", "--device gpu: not a device of torch"),
+        ("-e gone.ckpt", "-e gone.ckpt: no such file"),
+        ("-e .", "-e .: no checkpoint in this folder"),
+        ("-e config.yaml", "-e config.yaml: not readable as a checkpoint"),
+        ("-i gone.ckpt", "-i gone.ckpt: no such file"),
+        ("-p config.yaml", "-p config.yaml: a file"),
+        ("-p config.yaml/run", "-p config.yaml/run: cannot be made"),
+        ("-o nonsense", "expected args.NAME=VALUE or config.KEY.KEY=VALUE"),
+        ("-o config.a=b=c", "each with one '='"),
+        ("-o runner.total_steps=3", "expected args.NAME=VALUE or config.KEY.KEY=VALUE"),
+        ("-o args.upstrem=fbank", "no such argument; did you mean 'upstream'"),
+        ("-o args.upstream='mfc'", "-u mfc: s3prl has no such upstream: did you mean 'mfcc'?"),
+        ("-o config.runner.total_steps.a=1", "'total_steps' holds the value 2"),
+        ("-o config.runner.max_keep=None", "missing runner.max_keep"),
+        ("-o config.runner=None", "the key 'runner' is missing"),
+        ("-m inference -t gone.wav", "-t gone.wav: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it_and_writes_nothing(config, flags, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MetaPerSERError) as caught:
+        check(config, flags)
+    assert said in str(caught.value)
+    assert list(tmp_path.iterdir()) == [config]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("-u fbank -d example -c config.yaml", "give it a name with -n"),
+        ("-u fbank -n run -c config.yaml", "no downstream given: -d metaperser"),
+        ("-d example -n run -c config.yaml", "no upstream given"),
+        ("-u fbank -d example -n run", "no config given"),
+        ("-u fbank -d example -n run --hub huggingface -o args.upstream=None -c config.yaml", "name of a repository"),
+    ],
+)
+def test_a_missing_flag_is_named(config, arguments, said):
+    with pytest.raises(MetaPerSERError, match=said):
+        preflight.check(["-m", "train", "--device", "cpu", *arguments.split()])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("runner:\n  total_steps: 1\n bad: [\n", r"broken\.yaml:3: not valid YAML"),
+        ("a: 1\nb:\t- c: d\n", r"broken\.yaml:2: not valid YAML"),
+        ("just words", "expected keys such as runner"),
+        ("", "expected keys such as runner"),
+        ("runner: {total_steps: 1}", "missing runner.gradient_clipping, .*, optimizer"),
+    ],
+)
+def test_a_broken_config_is_named_with_its_line(tmp_path, text, said):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(MetaPerSERError, match=said):
+        check(path, "")
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"runner: \xff\xfe")
+    with pytest.raises(MetaPerSERError, match=r"config\.yaml: not valid YAML"):
+        check(path, "")
+
+
+def test_an_installed_config_goes_by_its_name(config, monkeypatch):
+    monkeypatch.setattr(configs, "available", lambda: {"mine": config})
+    arguments = check("mine", "")
+    assert preflight._parse(arguments).config == str(config)
+
+
+def test_a_good_command_line_passes_unchanged(config):
+    given = f"-m train -d example -u fbank --device cpu -n run -c {config} -o config.runner.log_step=5".split()
+    assert preflight.check(given) == given
+    assert not Path("result").exists()
+
+
+def test_every_upstream_of_s3prl_is_known_and_nothing_else():
+    from s3prl import hub
+
+    names = preflight.upstream_names(hub)
+    assert {"fbank", "fbank_no_cmvn", "wavlm_local", "hf_hubert_custom", "wav2vec2"} <= names.keys()
+    assert names.keys() <= set(hub.options())
+    assert not names.keys() & {"options", "Path", "torch", "os", "load_and_convert_fairseq_ckpt"}
+
+
+class TestCheckpoints:
+    def test_resuming_takes_the_arguments_from_the_checkpoint(self, checkpoint):
+        arguments = ["-m", "train", "-e", str(checkpoint.parent), "--device", "cpu"]
+        assert preflight.check(arguments) == arguments
+
+    def test_resuming_by_auto_resume(self, checkpoint):
+        checkpoint.write_bytes(b"PK cut off")
+        with pytest.raises(MetaPerSERError, match=r"states-2\.ckpt: not readable"):
+            preflight.check(f"-m train -a -p {checkpoint.parent} -u fbank -d example --device cpu".split())
+
+    def test_the_latest_state_is_the_one_that_is_read(self, checkpoint):
+        (checkpoint.parent / "states-10.ckpt").write_bytes(b"")
+        with pytest.raises(MetaPerSERError, match=r"states-10\.ckpt: not readable as a checkpoint \(0 bytes\)"):
+            preflight.check(f"-m train -e {checkpoint.parent} --device cpu".split())
+
+    @pytest.mark.parametrize("share", [0.3, 0.9])
+    def test_a_truncated_checkpoint(self, checkpoint, share):
+        whole = checkpoint.read_bytes()
+        checkpoint.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(MetaPerSERError, match="not readable as a checkpoint"):
+            preflight.check(f"-m evaluate -e {checkpoint} --device cpu".split())
+
+    @pytest.mark.parametrize("content", [{"weights": torch.zeros(2)}, [1, 2], {"Args": argparse.Namespace(a=1)}])
+    def test_a_checkpoint_of_something_else(self, config, tmp_path, content):
+        torch.save(content, tmp_path / "other.ckpt")
+        with pytest.raises(MetaPerSERError, match=r"other\.ckpt: .*s3prl's runner"):
+            check(config, "-i other.ckpt")
+
+    def test_a_checkpoint_made_with_another_upstream(self, config, checkpoint):
+        with pytest.raises(MetaPerSERError, match="made with -u fbank, but this run has -u mfcc"):
+            check(config, f"-i {checkpoint} -u mfcc")
+        assert check(config, f"-i {checkpoint} -u fbank")
+
+    def test_a_resumed_upstream_checkpoint_that_has_moved(self, checkpoint):
+        saved = torch.load(checkpoint)
+        saved["Args"].upstream, saved["Args"].upstream_ckpt = "wavlm_local", "moved.pt"
+        torch.save(saved, checkpoint)
+        with pytest.raises(MetaPerSERError, match=r"-k moved\.pt: no such file.*-o args\.upstream_ckpt=PATH"):
+            preflight.check(f"-m evaluate -e {checkpoint} --device cpu".split())
+
+    def test_an_upstream_checkpoint_that_is_cut_off(self, config, checkpoint, tmp_path):
+        (tmp_path / "half.pt").write_bytes(checkpoint.read_bytes()[:200])
+        with pytest.raises(MetaPerSERError, match=r"-k half\.pt: cut off \(200 bytes\)"):
+            check(config, "-u wavlm_local -k half.pt")
+
+
+class TestStandIns:
+    """With the modules of torchaudio 2.9 and huggingface_hub 1, as far as they matter here."""
+
+    @pytest.fixture(autouse=True)
+    def _newer_libraries(self, monkeypatch):
+        self.torchaudio = types.ModuleType("torchaudio")
+        self.torchaudio.__path__ = []
+        self.huggingface_hub = types.ModuleType("huggingface_hub")
+        monkeypatch.setitem(sys.modules, "torchaudio", self.torchaudio)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", self.huggingface_hub)
+        monkeypatch.delitem(sys.modules, "torchaudio.sox_effects", raising=False)
+
+    def test_what_s3prl_imports_is_there_and_fails_with_the_cure_when_used(self, monkeypatch):
+        run_downstream.install_stand_ins()
+        from huggingface_hub import HfFolder
+        from torchaudio.sox_effects import apply_effects_file
+
+        assert self.torchaudio.set_audio_backend("sox_io") is None
+        with pytest.raises(ImportError, match=r"apply_effects_file is missing .*'torchaudio<2.9'"):
+            apply_effects_file("a.wav", [])
+        with pytest.raises(ImportError, match=r"HfFolder is missing .*'huggingface_hub<1'"):
+            HfFolder()
+
+    def test_what_is_there_is_left_alone(self):
+        mine = object()
+        self.torchaudio.set_audio_backend = self.huggingface_hub.Repository = mine
+        run_downstream.install_stand_ins()
+        assert self.torchaudio.set_audio_backend is self.huggingface_hub.Repository is mine
+
+
+def test_the_launcher_itself_ends_in_one_line_and_code_2(config, tmp_path):
+    ended = launch("-m", "train", "-d", "example", "-u", "fbnk", "-p", tmp_path / "run", "-c", config)
+    assert ended.returncode == 2
+    assert ended.stderr == "run_downstream: error: -u fbnk: s3prl has no such upstream: did you mean 'fbank'?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_resumes_from_a_checkpoint_that_torchs_safe_loader_refuses(checkpoint):
+    ended = launch("-m", "evaluate", "-e", checkpoint, "-t", "dev", "--device", "cpu")
+    assert ended.returncode == 0, ended.stderr
+    assert f"Resume from {checkpoint}" in ended.stdout
+    assert "deprecated" not in ended.stderr
