@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Everything this project does from one command, with its own set-up. Run it without arguments for the list.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+
+usage() {
+    cat <<'TEXT'
+usage: ./run_downstream.sh SUBCOMMAND
+
+  demo    make a synthetic corpus, train SSL-E and Meta-PerSER on it with s3prl's runner, compare the systems on a
+          listener none of them knew; results go to result/demo/ (under 5 minutes on 2 cores, after installation)
+  test    lint, format, types and tests
+  setup   install only
+
+Each installs what it needs first: into the active virtual or conda environment, or else into .venv, which is made
+with python3 (another one: PYTHON=python3.12 ./run_downstream.sh ...). Installing takes some minutes and 7 GB, once.
+
+Training on your own corpus:
+  metaperser --help                                       corpora, configs, experiments
+  python -m s3prl_metaperser.run_downstream --help        s3prl's own flags
+TEXT
+}
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+check_python() {
+    if ! command -v "$1" >/dev/null; then
+        say "error: there is no '$1'; install Python 3.10 to 3.13, or name one: PYTHON=/path/to/python3 $0 ..."
+        exit 2
+    fi
+    if ! "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
+        say "error: $("$1" --version) at $(command -v "$1"), but Python 3.10 to 3.13 is needed; name one: PYTHON=/path/to/python3 $0 ..."
+        exit 2
+    fi
+}
+
+# Sets PYTHON to the python of the active environment, or of .venv, made if need be.
+choose_environment() {
+    local active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
+    if [[ -n "$active" ]]; then
+        # An environment may have been activated by a relative path, from the folder this was called in.
+        [[ "$active" = /* ]] || active="$CALLED_FROM/$active"
+        if [[ ! -x "$active/bin/python" ]]; then
+            say "error: the active environment $active has no bin/python; run 'deactivate', or make it anew"
+            exit 2
+        fi
+        PYTHON="$active/bin/python"
+        check_python "$PYTHON"
+        return
+    fi
+    local base="${PYTHON:-python3}"
+    # Made whole or not at all: an interrupted 'python -m venv' leaves a folder without pip.
+    if ! "$ROOT/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        check_python "$base"
+        say "making a virtual environment in $ROOT/.venv"
+        "$base" -m venv --clear "$ROOT/.venv"
+    fi
+    PYTHON="$ROOT/.venv/bin/python"
+    check_python "$PYTHON"
+}
+
+# install EXTRAS: installs the project unless this environment has it, from this very folder and in this very state.
+install() {
+    local extras="$1" prefix state stamp
+    prefix="$("$PYTHON" -c 'import sys; print(sys.prefix)')"
+    stamp="$prefix/.s3prl-metaperser$extras"
+    state="$ROOT $(cat setup.py pyproject.toml | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$state" && -x "$prefix/bin/metaperser" ]]; then
+        return
+    fi
+    say "installing into $prefix (the first time takes some minutes)"
+    "$PYTHON" -m pip install --disable-pip-version-check -e ".$extras"
+    printf '%s\n' "$state" >"$stamp"
+}
+
+demo() {
+    install ""
+    "$PYTHON" -u -m s3prl_metaperser.experiments.demo --out result/demo
+}
+
+# Runs every check, whatever the others say, and fails if any did. pytest is last: its closing line closes the output.
+run_tests() {
+    install "[test]"
+    local failed=()
+    say "lint";   "$PYTHON" -m ruff check . || failed+=(lint)
+    say "format"; "$PYTHON" -m ruff format --check . || failed+=(format)
+    say "types";  "$PYTHON" -m mypy || failed+=(types)
+    if ((${#failed[@]})); then
+        say "failed so far: ${failed[*]} (see above)"
+    fi
+    say "tests";  "$PYTHON" -m pytest -n 2 --dist loadfile || failed+=(tests)
+    ((${#failed[@]} == 0))
+}
+
+CALLED_FROM="$PWD"
+case "${1:-}" in
+    demo | test | setup) ;;
+    "" | -h | --help | help) usage; exit 0 ;;
+    *) say "error: no subcommand '$1'"; usage >&2; exit 2 ;;
+esac
+if (($# > 1)); then
+    say "error: '$1' takes no arguments, but got: ${*:2}"
+    exit 2
+fi
+choose_environment
+cd "$ROOT"
+case "$1" in
+    demo) demo ;;
+    test) run_tests ;;
+    setup) install ""; say "installed; next: source $(dirname "$PYTHON")/activate && metaperser --help" ;;
+esac
