@@ -5,117 +5,18 @@ Every check works on the distinct values of a column (its categories), and looks
 
 from __future__ import annotations
 
-import csv
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from s3prl_metaperser.corpus.csv_file import Where, categorical
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
 COLUMNS = ("utterance", "audio", "session", "speaker", "annotator", "kind", "emotions")
 KINDS = ("external", "self")
 SEPARATOR = ";"
-
-Where = Callable[[int], str]
-"""Row number, from 0, to the words that lead a reader there, such as ``annotations.csv:12``."""
-
-
-def read_csv(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a csv of text cells with known columns.
-
-    Args:
-        path: the csv, UTF-8 with a header line.
-        required: columns that must be there.
-        optional: columns that may be there.
-
-    Returns:
-        The columns in the order ``required + optional`` (those that exist), each categorical over strings; an empty
-        cell is ``""``.
-
-    Raises:
-        MetaPerSERError: the file is missing, unreadable, not a csv, or its columns aren't those.
-    """
-    if not path.is_file():
-        raise MetaPerSERError(f"{path}: no such file; expected a csv with the columns {','.join(required)}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
-        _check_header(path, header, required, optional)
-        # `names` with `header=0` keeps pandas from renaming columns, `index_col=False` from making the first an index.
-        frame = pd.read_csv(
-            path,
-            dtype="category",
-            keep_default_na=False,
-            na_filter=False,
-            encoding="utf-8-sig",
-            header=0,
-            names=header,
-            index_col=False,
-            on_bad_lines="error",
-        )
-    except UnicodeDecodeError as error:
-        raise MetaPerSERError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
-    except (pd.errors.ParserError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-        raise MetaPerSERError(f"{path}: not a readable csv ({reason}); quote cells that hold a comma") from None
-    except OSError as error:
-        raise MetaPerSERError(f"{path}: cannot be read ({error.strerror})") from None
-    for column in header:
-        if frame[column].dtype != "category" or frame[column].isna().any():
-            frame[column] = frame[column].astype(object).fillna("").astype(str).astype("category")
-    return frame[[column for column in (*required, *optional) if column in header]]
-
-
-def _check_header(path: Path, header: list[str], required: Sequence[str], optional: Sequence[str]) -> None:
-    """Compare a csv's header line with the columns it should have."""
-    expected = f"expected {','.join(required)}" + (f" and optionally {','.join(optional)}" if optional else "")
-    known = (*required, *optional)
-    if not header:
-        raise MetaPerSERError(f"{path}:1: the file is empty; {expected}")
-    for column in header:
-        if column not in known:
-            free = [name for name in known if name not in header] or list(known)
-            raise MetaPerSERError(f"{path}:1: unknown column {column!r}; {suggest(column, free)} {expected}")
-        if header.count(column) > 1:
-            raise MetaPerSERError(f"{path}:1: column {column!r} stands twice; {expected}")
-    missing = [column for column in required if column not in header]
-    if missing:
-        raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {expected}")
-
-
-def line_of_row(path: Path) -> Where:
-    """Lead to a row of a csv file by its line.
-
-    Only an error asks for it, so the file is read again then: blank lines and quoted line breaks make line numbers
-    differ from row numbers.
-    """
-
-    def where(row: int) -> str:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            next(reader, None)
-            start = reader.line_num + 1
-            for cells in reader:
-                # pandas skips lines that are empty or blank, and so must the count.
-                if any(cell.strip() for cell in cells) or len(cells) > 1:
-                    if row == 0:
-                        return f"{path}:{start}"
-                    row -= 1
-                start = reader.line_num + 1
-        return str(path)
-
-    return where
-
-
-def categorical(column: pd.Series) -> pd.Categorical:
-    """Give a column of strings as a categorical whose categories are sorted and all in use."""
-    values = pd.Categorical(column).remove_unused_categories()
-    return values.reorder_categories(sorted(values.categories))
 
 
 def check_annotations(frame: pd.DataFrame, emotions: Sequence[str], where: Where) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from s3prl_metaperser.atomic import replacing
-from s3prl_metaperser.corpus.checks import COLUMNS, SEPARATOR, categorical, check_annotations, line_of_row, read_csv
+from s3prl_metaperser.corpus.checks import COLUMNS, SEPARATOR, check_annotations
+from s3prl_metaperser.corpus.csv_file import categorical, line_of_row, read_csv
 from s3prl_metaperser.corpus.emotions import EMOTIONS
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
@@ -193,6 +194,8 @@ def write_corpus(corpus: Corpus, out: Path, overwrite: bool = False) -> None:
     """
     out = Path(out)
     refuse_existing(out, overwrite)
+    if not corpus.name.strip():
+        raise MetaPerSERError("the corpus has no name; pass one with --name")
     check_annotations(corpus.annotations, corpus.emotions, lambda row: f"corpus {corpus.name!r}, row {row}")
     base = out.resolve()
     root = corpus.root.resolve()

@@ -1,0 +1,147 @@
+"""Text tables with known columns, read so that a million rows stay small and an error can name its line."""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from s3prl_metaperser.errors import MetaPerSERError, suggest
+
+Where = Callable[[int], str]
+"""Row number, from 0, to the words that lead a reader there, such as ``annotations.csv:12``."""
+
+_CHUNK = 50_000
+
+
+def read_csv(
+    path: Path, required: Sequence[str], optional: Sequence[str] = (), others: bool = False, encoding: str = "utf-8-sig"
+) -> pd.DataFrame:
+    """Read a csv of text cells.
+
+    Every distinct text of a column is kept once and rows hold its number. Unlike pandas' reader this one guesses no
+    types and no missing values, and names the line of a ragged row.
+
+    Args:
+        path: the csv, with a header line. Blank lines are skipped.
+        required: columns that must be there.
+        optional: columns that may be there.
+        others: allow further columns, which are left out.
+        encoding: how the text is stored.
+
+    Returns:
+        The columns in the order ``required + optional`` (those that exist), each categorical over strings; an empty
+        cell is ``""``.
+
+    Raises:
+        MetaPerSERError: the file is missing, unreadable, not a csv, or its columns aren't those.
+    """
+    if not path.is_file():
+        raise MetaPerSERError(f"{path}: no such file; expected a csv with the columns {','.join(required)}")
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            _check_header(path, header, required, optional, others)
+            columns = _read_columns(_whole_rows(path, reader, len(header)), len(header))
+    except UnicodeDecodeError:
+        raise MetaPerSERError(f"{path}: is not UTF-8 text; save it with the encoding UTF-8") from None
+    except csv.Error as error:
+        raise MetaPerSERError(f"{path}:{reader.line_num}: not a readable csv ({error})") from None
+    except OSError as error:
+        raise MetaPerSERError(f"{path}: cannot be read ({error.strerror})") from None
+    places = {name: header.index(name) for name in (*required, *optional) if name in header}
+    return pd.DataFrame({name: _sorted(*columns[place]) for name, place in places.items()}, copy=False)
+
+
+def _check_header(
+    path: Path, header: list[str], required: Sequence[str], optional: Sequence[str], others: bool
+) -> None:
+    """Compare a csv's header line with the columns it should have."""
+    expected = f"expected {','.join(required)}" + (f" and optionally {','.join(optional)}" if optional else "")
+    known = (*required, *optional)
+    if not header:
+        raise MetaPerSERError(f"{path}:1: has no header line; {expected}")
+    for column in header:
+        if column in known and header.count(column) > 1:
+            raise MetaPerSERError(f"{path}:1: column {column!r} stands twice; {expected}")
+        if column not in known and not others:
+            free = [name for name in known if name not in header] or list(known)
+            raise MetaPerSERError(f"{path}:1: unknown column {column!r}; {suggest(column, free)} {expected}")
+    missing = [column for column in required if column not in header]
+    if missing:
+        raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {expected}")
+
+
+def _whole_rows(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
+    """Give the rows that aren't blank, each of which must have a cell for every column."""
+    for cells in reader:
+        if len(cells) == width:
+            yield cells
+        elif cells:
+            line = reader.line_num  # type: ignore[attr-defined]
+            raise MetaPerSERError(
+                f"{path}:{line}: {len(cells)} cells, expected {width} as in the header; quote a cell that holds a comma"
+            )
+
+
+def _read_columns(rows: Iterator[list[str]], width: int) -> list[tuple[np.ndarray, list[str]]]:
+    """Number the distinct texts of each column in the order they appear: ``(rows,)`` numbers, and the texts."""
+    texts: list[defaultdict[str, int]] = [defaultdict() for _ in range(width)]
+    numbers = [array("i") for _ in range(width)]
+    for seen in texts:
+        seen.default_factory = seen.__len__
+    while chunk := list(islice(rows, _CHUNK)):
+        for column, seen, cells in zip(numbers, texts, zip(*chunk, strict=True), strict=True):
+            column.extend(map(seen.__getitem__, cells))
+    return [(np.array(column, dtype=np.int32), list(seen)) for column, seen in zip(numbers, texts, strict=True)]
+
+
+def _sorted(codes: np.ndarray, texts: list[str]) -> pd.Categorical:
+    """Make a categorical with sorted categories, all of which are in use."""
+    used = np.zeros(len(texts), dtype=bool)
+    used[codes] = True
+    order = sorted(np.flatnonzero(used).tolist(), key=texts.__getitem__)
+    if order != list(range(len(texts))):
+        renumbered = np.zeros(len(texts), dtype=np.int32)
+        renumbered[order] = np.arange(len(order), dtype=np.int32)
+        codes, texts = renumbered[codes], [texts[place] for place in order]
+    # Of dtype object, since pandas' own strings are slow to walk through one by one, as every check does.
+    return pd.Categorical.from_codes(codes, categories=pd.Index(texts, dtype=object), validate=False)
+
+
+def categorical(column: pd.Series) -> pd.Categorical:
+    """Give a column of strings as a categorical whose categories are sorted and all in use."""
+    values = pd.Categorical(column)
+    return _sorted(np.asarray(values.codes), values.categories.tolist())
+
+
+def line_of_row(path: Path, encoding: str = "utf-8-sig") -> Where:
+    """Lead to a row of a csv file by its line.
+
+    Only an error asks for it, so the file is read again then: blank lines and quoted line breaks make line numbers
+    differ from row numbers.
+    """
+
+    def where(row: int) -> str:
+        with path.open(encoding=encoding, newline="") as file:
+            starts = (line for line, _ in islice(_numbered_rows(file), row + 1, None))
+            line = next(starts, None)
+        return str(path) if line is None else f"{path}:{line}"
+
+    return where
+
+
+def _numbered_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file)
+    start = 1
+    for cells in reader:
+        if cells:
+            yield start, cells
+        start = reader.line_num + 1
