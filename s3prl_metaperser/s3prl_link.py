@@ -110,7 +110,10 @@ def unlink(package: Path, site_packages: Path | None = None) -> list[str]:
             lines.append(f"removed {target}")
         if path_file.is_file() and path_file.read_text(encoding="utf-8").strip() == str(package.parent):
             path_file.unlink()
-            lines.append(f"removed {path_file}")
+            lines.append(
+                f"removed {path_file}; while this package is installed, site-packages/s3prl hides the clone again: "
+                "pip uninstall s3prl-metaperser ends that"
+            )
     except OSError as error:
         raise MetaPerSERError(f"{target} cannot be removed: {error.strerror or error}") from None
     return lines or [f"nothing to remove: there is no {target}"]

@@ -213,8 +213,8 @@ class TestLink:
         assert "it was hidden by" in python(link.format(verb="link"))
         assert python(where) == str(clone / "s3prl/__init__.py")
         assert python(link.format(verb="link")).endswith("is linked already")
-        removed = python(link.format(verb="unlink")).splitlines()
-        assert removed == [
-            f"removed {clone / 's3prl/downstream/metaperser'}",
-            f"removed {site / s3prl_link.PATH_FILE}",
-        ]
+        placed, path_file = python(link.format(verb="unlink")).splitlines()
+        assert placed == f"removed {clone / 's3prl/downstream/metaperser'}"
+        assert path_file.startswith(f"removed {site / s3prl_link.PATH_FILE}; ")
+        assert list(site.glob("*.pth")) == []
+        assert python(where) == "None"
