@@ -1,0 +1,103 @@
+"""A recording is read whole, mono and at the upstream's rate, or refused in one line that names it."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from s3prl_metaperser.audio import read_audio
+from s3prl_metaperser.errors import MetaPerSERError
+
+
+def tone(rate, seconds=0.5, frequency=440.0):
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(int(rate * seconds)) / rate)
+
+
+def test_samples_come_back_as_they_were_written(tmp_path):
+    samples = np.array([0.0, 0.5, -0.25, 0.125], dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="PCM_16")
+    audio = read_audio(tmp_path / "a.wav")
+    assert audio.dtype == torch.float32
+    assert audio.tolist() == samples.tolist()
+
+
+def test_channels_are_averaged(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([[0.5, -0.5], [0.5, 0.25]]), 16_000, subtype="FLOAT")
+    assert read_audio(tmp_path / "a.wav").tolist() == [0.0, 0.375]
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_any_rate_is_resampled(tmp_path, rate):
+    soundfile.write(tmp_path / "a.flac", tone(rate), rate)
+    audio = read_audio(tmp_path / "a.flac").numpy()
+    assert len(audio) == 8_000
+    assert np.abs(audio - tone(16_000))[500:-500].max() < 0.01
+
+
+def test_a_rate_can_be_asked_for(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
+    assert len(read_audio(tmp_path / "a.wav", sample_rate=8_000)) == 4_000
+
+
+def cut_off(path):
+    soundfile.write(path, tone(16_000), 16_000, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[:1_000])
+
+
+def cut_off_behind_another_chunk(path):
+    data = struct.pack("<2000h", *range(2000))
+    chunks = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    chunks += b"LIST" + struct.pack("<I", 5) + b"abcde\0" + b"data" + struct.pack("<I", len(data)) + data
+    path.write_bytes((b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks)[:-100])
+
+
+def cut_off_flac(path):
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000, format="FLAC")
+    path.write_bytes(path.read_bytes()[:30_000])
+
+
+def holding(value):
+    def write(path):
+        soundfile.write(path, np.array([0.0, value]), 16_000, subtype="FLOAT")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b""), "0 bytes"),
+        (lambda path: path.write_text("hello, I am text"), "is not a readable recording"),
+        (lambda path: path.write_bytes(b"RIFF"), "is not a readable recording"),
+        (lambda path: soundfile.write(path, np.zeros(0), 16_000), "holds no samples"),
+        (cut_off, "is cut off: 15,044 bytes"),
+        (cut_off_behind_another_chunk, "is cut off: 100 bytes"),
+        (cut_off_flac, "clip.wav"),
+        (holding(math.nan), "not finite"),
+        (holding(math.inf), "not finite"),
+    ],
+)
+def test_what_is_no_whole_recording_is_refused_by_name(tmp_path, make, expected):
+    path = tmp_path / "clip.wav"
+    make(path)
+    with pytest.raises(MetaPerSERError) as caught:
+        read_audio(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_a_size_that_a_pipe_could_not_know_is_no_cut(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(16_000), 16_000, subtype="PCM_16")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(data))
+    assert len(read_audio(path)) == 8_000
