@@ -34,6 +34,7 @@ SILENT_CLIPS = ("1076_MTI_SAD_XX",)
 """Clips whose recording holds no sound."""
 
 FACE = "responses: to a face, not to a voice alone"
+PRACTICE = "responses: to a practice clip"
 NO_ANSWER = "responses: no emotion given"
 REPEATED = "responses: replaced by a later one of the same rater"
 SILENT = "utterances: known to hold no sound"
@@ -126,6 +127,9 @@ def _voice_only(responses: pd.DataFrame, path: Path, report: PreparationReport) 
         raise MetaPerSERError(f"{path}: holds no response to a voice alone (queryType 1)")
     report.drop(FACE, count=int((~is_voice).sum()))
     voice = responses[is_voice].astype(object)
+    practice = voice["clipName"].str.endswith("_practice")
+    report.drop(PRACTICE, count=int(practice.sum()))
+    voice = voice[~practice]
     whole = voice["clipName"].map(lambda clip: _CLIP.fullmatch(clip) is not None)
     _check(voice, "clipName", whole, "a clip such as 1001_DFA_ANG_XX", where)
     _check(voice, "localid", ~voice["localid"].isin(_EMPTY), "a rater's number", where)
