@@ -113,15 +113,9 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     frame = corpus.annotations
     targets = corpus.targets()
     annotators = frame["annotator"].astype(str).to_numpy()
-    counts = pd.Series(annotators).value_counts()
-    left_out = {
-        str(name): f"{count} labels, fewer than min_annotations {data.min_annotations}"
-        for name, count in sorted(counts.items())
-        if count < data.min_annotations
-    }
-    kept = frame["annotator"].astype(str).map(lambda name: name not in left_out).to_numpy(dtype=bool)
-    external = sorted(set(annotators[kept & (frame["kind"] == "external").to_numpy()]))
-    test_names, dev_names = _fold_annotators(external, fold, data.fold_count)
+    left_out = _too_few(annotators, data)
+    kept = ~np.isin(annotators, list(left_out))
+    test_names, dev_names = _fold_annotators(_external(corpus, data), fold, data.fold_count)
 
     session = frame["session"].to_numpy()
     test_sessions = _test_sessions(session, data.test_sessions)
@@ -150,17 +144,42 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     return split
 
 
-def _fold_annotators(external: list[str], fold: int, fold_count: int | None) -> tuple[list[str], list[str]]:
+def fold_count(corpus: Corpus, data: DataSettings) -> int:
+    """Count the folds of a corpus: one for each external annotator with enough labels, or groups of a crowd."""
+    return _fold_count(_external(corpus, data), data.fold_count)
+
+
+def _too_few(annotators: np.ndarray, data: DataSettings) -> dict[str, str]:
+    counts = pd.Series(annotators).value_counts()
+    return {
+        str(name): f"{count} labels, fewer than min_annotations {data.min_annotations}"
+        for name, count in sorted(counts.items())
+        if count < data.min_annotations
+    }
+
+
+def _external(corpus: Corpus, data: DataSettings) -> list[str]:
+    annotators = corpus.annotations["annotator"].astype(str).to_numpy()
+    names = set(annotators[(corpus.annotations["kind"] == "external").to_numpy()])
+    return sorted(names - set(_too_few(annotators, data)))
+
+
+def _fold_count(external: list[str], wanted: int | None) -> int:
     if len(external) < 2:
         raise MetaPerSERError(
             f"folds need at least 2 external annotators with enough labels, found {len(external)}"
             f" ({', '.join(external) or 'none'}); lower data.min_annotations"
         )
-    count = fold_count or (len(external) if len(external) <= LARGEST_ROTATION else GROUPS)
+    count = wanted or (len(external) if len(external) <= LARGEST_ROTATION else GROUPS)
     if not 2 <= count <= len(external):
         raise MetaPerSERError(
             f"data.fold_count {count} does not fit {len(external)} external annotators; expected 2 to {len(external)}"
         )
+    return count
+
+
+def _fold_annotators(external: list[str], fold: int, wanted: int | None) -> tuple[list[str], list[str]]:
+    count = _fold_count(external, wanted)
     if fold > count:
         raise MetaPerSERError(f"fold {fold} does not exist; this corpus has fold1 to fold{count}")
     return external[fold - 1 :: count], external[fold % count :: count]

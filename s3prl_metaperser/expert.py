@@ -6,6 +6,7 @@ is learned is in ``learner.py``, what is compared in ``systems.py``, who is lear
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER
 from s3prl_metaperser.datasets import Batch
 from s3prl_metaperser.errors import exits_on_bad_input
@@ -138,6 +140,23 @@ class DownstreamExpert(nn.Module):
             return []
         self.best_score.fill_(dev_score)
         return ["dev-best.ckpt"]
+
+    @exits_on_bad_input
+    def load_audio(self, filepath: Path) -> Tensor:
+        """Read the file of ``-m inference -t FILE``: (samples,) at 16 kHz, on CPU."""
+        self._wav = read_audio(filepath)
+        return self._wav
+
+    @exits_on_bad_input
+    def inference(self, features: list[Tensor], filenames: list[str]) -> None:
+        """Print what the shared model hears in one clip, as a line of JSON.
+
+        Args:
+            features: the clip's weighted sum, one (frames, dim) tensor; not used, since standardisation comes before
+                the weighted sum.
+            filenames: its name.
+        """
+        print(json.dumps({"utterance": filenames[0], **self.run.hear(self._wav)}))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Give what the weights only make sense with; saved with them."""

@@ -25,7 +25,7 @@ from s3prl_metaperser.datasets import AggregatedBatches, Batch, EvaluationEpisod
 from s3prl_metaperser.episodes import Episode, Examples, Task, make_split, meta_test_episodes
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.learner import Learner
-from s3prl_metaperser.metrics import METRICS, score
+from s3prl_metaperser.metrics import METRICS, decide, score
 from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
 from s3prl_metaperser.settings import read_settings
@@ -44,6 +44,10 @@ CONTRACT = "contract"
 TRAINING = "training"
 EXTRA_STATE = "_extra_state"
 RATES_PREFIX = "learner.rates."
+NOT_BOUND = (
+    "the runner's upstream was not found before its first batch; this needs s3prl's own runner, or one that calls "
+    "expert.bind(upstream, featurizer)"
+)
 
 
 class Run:
@@ -192,10 +196,7 @@ class Run:
         """The utterances' standardised statistics; the first call extracts what no run has extracted yet."""
         if self._features is None:
             if self._bound is None:
-                raise MetaPerSERError(
-                    "the runner's upstream was not found before its first batch; this needs s3prl's own runner, "
-                    "or one that calls expert.bind(upstream, featurizer)"
-                )
+                raise MetaPerSERError(NOT_BOUND)
             self._features = self._prepare(self._bound)
         return self._features
 
@@ -295,6 +296,19 @@ class Run:
             records["episodes"].append(EvaluatedEpisode(episode, probabilities, scores))
         if len(prediction.support_losses):
             records["support_losses"].append((len(batch), prediction.support_losses))
+
+    def hear(self, wav: Tensor) -> dict[str, Any]:
+        """Give the shared model's decisions and probabilities for one (samples,) waveform."""
+        if self._bound is None:
+            raise MetaPerSERError(NOT_BOUND)
+        statistics = self._bound([wav])[0].statistics.unsqueeze(0).to(self._bound.device)
+        standardised = self.learner.standardization(statistics).unsqueeze(0)
+        probabilities = self.learner.probabilities(standardised)[0].cpu().numpy()
+        chosen = decide(probabilities)[0]
+        return {
+            "emotions": [emotion for emotion, one in zip(self.corpus.emotions, chosen, strict=True) if one],
+            "probabilities": dict(zip(self.corpus.emotions, probabilities[0].round(6).tolist(), strict=True)),
+        }
 
     def log_evaluation(
         self, split: str, records: dict[str, list[Any]], logger: Any, global_step: int, best: float

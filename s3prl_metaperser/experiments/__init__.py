@@ -1,0 +1,1 @@
+"""Grids of runs, each one s3prl's own runner in a process of its own, and the tables made from their results."""
