@@ -1,0 +1,77 @@
+"""A small corpus in the manifest's own format, written by hand, and small upstreams with random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+SAMPLE_RATE = 16000
+EMOTIONS = ["frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy"]
+LISTENERS = {"E1": "external", "E2": "external", "E3": "external", "F1": "self", "M2": "self", "E9": "external"}
+
+
+def write_small_corpus(folder: Path, per_session: int = 8, sessions: int = 5) -> Path:
+    """40 clips of 0.4 to 0.7 s whose loudness and pitch follow one of three emotions, named by five listeners.
+
+    Listener E9 labels two clips only. F1 labels session 1, M2 session 2; E3 calls anger frustration.
+    """
+    rng = np.random.default_rng(0)
+    audio, rows = folder / "audio", []
+    audio.mkdir(parents=True)
+    for session in range(1, sessions + 1):
+        for number in range(per_session):
+            utterance = f"Ses{session:02d}_{number:02d}"
+            latent = int(rng.integers(3))
+            samples = int(SAMPLE_RATE * rng.uniform(0.4, 0.7))
+            time = np.arange(samples) / SAMPLE_RATE
+            wave = (0.05 + 0.1 * latent) * np.sin(2 * np.pi * (120 + 90 * latent) * time)
+            soundfile.write(audio / f"{utterance}.wav", wave + 0.01 * rng.standard_normal(samples), SAMPLE_RATE)
+            for listener, kind in LISTENERS.items():
+                if listener == "E9" and (session, number) not in [(1, 0), (1, 1)]:
+                    continue
+                if kind == "self" and session != int(listener[1]):
+                    continue
+                heard = ["sad", "neutral", "angry"][latent if rng.random() < 0.85 else int(rng.integers(3))]
+                if listener == "E3" and heard == "angry":
+                    heard = "frustrated"
+                ticked = f"{heard};fear" if rng.random() < 0.1 else heard
+                rows.append(f"{utterance},audio/{utterance}.wav,{session},S{session},{listener},{kind},{ticked}")
+    rows.sort(key=lambda row: (row.split(",")[0], row.split(",")[4]))
+    header = "utterance,audio,session,speaker,annotator,kind,emotions"
+    (folder / "annotations.csv").write_text("\n".join([header, *rows]) + "\n")
+    counts = {"utterances": sessions * per_session, "annotators": len(LISTENERS), "annotations": len(rows)}
+    corpus = {"name": "small", "source": "table", "root": ".", "emotions": EMOTIONS, "counts": counts}
+    (folder / "corpus.json").write_text(json.dumps(corpus))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory) -> Path:
+    return write_small_corpus(tmp_path_factory.mktemp("small") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def small_wavlm(tmp_path_factory) -> Path:
+    """A two-layer WavLM with random weights, in the format that ``wavlm_local`` reads."""
+    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
+
+    torch.manual_seed(0)
+    config = WavLMConfig(
+        {
+            "encoder_layers": 2,
+            "encoder_embed_dim": 32,
+            "encoder_ffn_embed_dim": 48,
+            "encoder_attention_heads": 2,
+            "conv_feature_layers": "[(16,10,5)] + [(16,3,2)]*4 + [(16,2,2)]*2",
+            "conv_pos": 16,
+            "conv_pos_groups": 2,
+            "relative_position_embedding": True,
+            "gru_rel_pos": True,
+        }
+    )
+    path = tmp_path_factory.mktemp("wavlm") / "wavlm.pt"
+    torch.save({"cfg": vars(config), "model": WavLM(config).state_dict()}, path)
+    return path

@@ -1,0 +1,233 @@
+"""The plugin under s3prl's stock runner, as a subprocess, exactly as a user calls it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from s3prl_metaperser import configs
+
+STOCK = [sys.executable, "-m", "s3prl.run_downstream"]
+LAUNCHER = [sys.executable, "-m", "s3prl_metaperser.run_downstream"]
+RESULT_COLUMNS = "system,scenario,upstream,scope,test_annotator,episode,shots,queries,maF1,miF1,UA"
+
+# Runs s3prl's runner and reports on stderr how long the clips were that the upstream saw, forward by forward.
+COUNTING = """
+import runpy, sys
+from torch.nn.modules.module import register_module_forward_pre_hook
+def count(module, arguments):
+    if hasattr(module, "get_downsample_rates"):
+        print("FORWARD", *(len(wav) for wav in arguments[0]), file=sys.stderr)
+register_module_forward_pre_hook(count)
+runpy.run_module("s3prl.run_downstream", run_name="__main__")
+"""
+
+
+class Workshop:
+    """Configs, commands and folders of one upstream's runs."""
+
+    def __init__(self, root: Path, corpus: Path, upstream: list[str]) -> None:
+        self.root, self.corpus, self.upstream = root, corpus, upstream
+
+    def config(self, name: str, runner: dict | None = None, **expert) -> Path:
+        config = yaml.safe_load(configs.find(name).read_text())
+        config["runner"] |= {"total_steps": 6, "log_step": 1, "eval_step": 3, "save_step": 2} | (runner or {})
+        own = config["downstream_expert"]
+        own |= {"corpus": str(self.corpus), "feature_cache": str(self.root / "cache")}
+        own["data"]["min_annotations"] = 4
+        own["episodes"] |= {"shots": 4, "queries": 8, "number": 2}
+        own["model"]["projector_dim"] = 8
+        for key, value in expert.items():
+            own[key] = own[key] | value if isinstance(value, dict) else value
+        path = self.root / f"config-{len(list(self.root.glob('config-*')))}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def run(self, *arguments: object, program: list[str] = STOCK, check: bool = True):
+        command = [*program, "-d", "metaperser", "--device", "cpu", *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, env=environment)
+        if check:
+            assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    def train(self, folder: str, config: Path, **kwargs):
+        return self.run("-m", "train", *self.upstream, "-c", config, "-p", self.root / folder, **kwargs)
+
+    def evaluate(self, checkpoint: Path, folder: str, override: str = ""):
+        options = ",,".join(filter(None, [f"args.expdir='{self.root / folder}'", override]))
+        (self.root / folder).mkdir(exist_ok=True)
+        return self.run("-m", "evaluate", "-e", checkpoint, "-o", options, program=LAUNCHER)
+
+
+@pytest.fixture(scope="module")
+def fbank(tmp_path_factory, small_corpus):
+    """SSL-E and Meta-PerSER, trained by the stock runner on fbank_no_cmvn."""
+    shop = Workshop(tmp_path_factory.mktemp("fbank"), small_corpus, ["-u", "fbank_no_cmvn"])
+    shop.first = shop.train("ssl", shop.config("ssl_e"))
+    shop.meta_config = shop.config("meta_perser", init_from=str(shop.root / "ssl/dev-best.ckpt"))
+    shop.meta = shop.train("meta", shop.meta_config)
+    return shop
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """Every TensorBoard scalar of a run, as floats in the order of steps."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def downstream_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from s3prl_metaperser.checkpoints import read_checkpoint
+
+    state = read_checkpoint(checkpoint)
+    return state["Downstream"] | {f"featurizer.{k}": v for k, v in state["Featurizer"].items()}
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = downstream_state(first), downstream_state(second)
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+
+
+def test_training_leaves_what_the_readme_promises(fbank):
+    for folder in ("ssl", "meta"):
+        assert {"dev-best.ckpt", "states-6.ckpt", "results.csv", "predictions.csv"} <= {
+            path.name for path in (fbank.root / folder).iterdir()
+        }
+    logged = scalars(fbank.root / "meta")
+    assert len(logged["metaperser/train-query_loss"]) == 6
+    assert {f"metaperser/train-support_loss/step{step}" for step in range(5)} <= logged.keys()
+    assert {f"metaperser/{split}-{metric}" for split in ("dev", "test") for metric in ("maF1", "miF1", "UA")} <= (
+        logged.keys()
+    )
+    rates = logged["metaperser/lslr/classifier.weight/step4"]
+    assert rates[0] != rates[-1], "the runner's optimizer moves LSLR's rates"
+
+
+def test_results_have_the_fixed_columns_and_one_row_an_episode(fbank):
+    results = (fbank.root / "meta/results.csv").read_text().splitlines()
+    assert results[0] == RESULT_COLUMNS
+    assert [line.split(",")[:8] for line in results[1:]] == [
+        ["Meta-PerSER", "seen", "fbank_no_cmvn", "linear", "E1", str(episode), "4", "8"] for episode in range(2)
+    ]
+    predictions = pd.read_csv(fbank.root / "meta/predictions.csv")
+    assert len(predictions) == 2 * 8
+    probabilities = predictions.filter(like="p_")
+    assert probabilities.shape[1] == 9
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-5)
+    above = (probabilities > 1 / 9).apply(lambda row: ";".join(name[2:] for name in row.index[row]), axis=1)
+    assert (predictions["predicted"].fillna("") == above).all()
+
+
+def test_evaluating_a_checkpoint_gives_the_results_it_was_chosen_with(fbank):
+    fbank.evaluate(fbank.root / "meta/dev-best.ckpt", "again")
+    assert (fbank.root / "again/results.csv").read_text() == (fbank.root / "meta/results.csv").read_text()
+
+
+def test_all_systems_are_judged_on_the_same_queries(fbank):
+    """Every system, from the checkpoints of one fold, into one folder: rows add up, and the episodes are the same."""
+    for system in ("random", "entire_zero", "entire_few"):
+        override = f"config.downstream_expert.system='{system}'"
+        done = fbank.evaluate(fbank.root / "ssl/dev-best.ckpt", "systems", override)
+        assert ("best dev miF1" in done.stderr) == (system == "entire_few"), "only Entire-Few tunes, on dev"
+    fbank.evaluate(fbank.root / "meta/dev-best.ckpt", "systems")
+    predictions = pd.read_csv(fbank.root / "systems/predictions.csv")
+    queries = predictions.groupby("system", sort=False).apply(
+        lambda rows: rows[["test_annotator", "episode", "utterance", "labels"]].to_csv(index=False),
+        include_groups=False,
+    )
+    assert list(queries.index) == ["Random", "Entire-Zero", "Entire-Few", "Meta-PerSER"]
+    assert queries.nunique() == 1
+    before = (fbank.root / "systems/results.csv").read_text()
+    fbank.evaluate(fbank.root / "meta/dev-best.ckpt", "systems")
+    assert (fbank.root / "systems/results.csv").read_text() == before, "the same evaluation again replaces its rows"
+
+
+def test_killed_training_resumes_to_the_same_bits(fbank):
+    """SIGKILL in the middle, -e in the same folder: the same weights as an uninterrupted run."""
+    long = {"total_steps": 120, "eval_step": 40, "save_step": 10}
+    config = fbank.config("meta_perser", long, init_from=str(fbank.root / "ssl/dev-best.ckpt"))
+    whole, killed = fbank.root / "whole", fbank.root / "killed"
+    fbank.train("whole", config)
+    command = [*STOCK, "-m", "train", "-d", "metaperser", "--device", "cpu", *fbank.upstream]
+    process = subprocess.Popen(
+        [*command, "-c", str(config), "-p", str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not list(killed.glob("states-*.ckpt")):
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    steps = sorted(int(path.stem.split("-")[1]) for path in killed.glob("states-*.ckpt"))
+    assert steps[0] < 120
+    try:
+        downstream_state(killed / f"states-{steps[-1]}.ckpt")
+    except Exception:  # s3prl's writing is not atomic; the kill may have hit it
+        (killed / f"states-{steps[-1]}.ckpt").unlink()
+    fbank.run("-m", "train", "-e", killed, program=LAUNCHER)
+    for name in ("states-120.ckpt", "dev-best.ckpt"):
+        assert same_weights(whole / name, killed / name)
+    assert (whole / "results.csv").read_text() == (killed / "results.csv").read_text()
+
+
+def test_same_seed_same_bits_and_cache_makes_no_difference(fbank):
+    """Cold cache, warm cache, no cache: the same losses (to 1e-5 without cache), and warm means silent clips only."""
+    config = fbank.config("meta_perser", init_from=str(fbank.root / "ssl/dev-best.ckpt"))
+    counting = [sys.executable, "-c", COUNTING]
+    again = fbank.train("again-meta", config, program=counting)
+    assert same_weights(fbank.root / "meta/states-6.ckpt", fbank.root / "again-meta/states-6.ckpt")
+    forwards = re.findall(r"FORWARD (\d+(?: \d+)*)", again.stderr)
+    # The first is the Featurizer's own 1 s probe; then one silent clip a step and an evaluation batch.
+    assert forwards == ["16000"] + ["8000"] * (6 + 2 * 2)
+
+    fbank.train(
+        "no-cache", fbank.config("meta_perser", init_from=str(fbank.root / "ssl/dev-best.ckpt"), feature_cache="off")
+    )
+    cached, uncached = scalars(fbank.root / "meta"), scalars(fbank.root / "no-cache")
+    for tag in ("metaperser/train-query_loss", "metaperser/train-support_loss/step4", "metaperser/test-UA"):
+        assert uncached[tag] == pytest.approx(cached[tag], abs=1e-5)
+
+
+def test_inference_names_the_emotions_of_one_file(fbank, small_corpus):
+    clip = small_corpus / "audio/Ses01_00.wav"
+    done = fbank.run("-m", "inference", "-e", fbank.root / "meta/dev-best.ckpt", "-t", clip, program=LAUNCHER)
+    assert "Ses01_00" in done.stdout
+    assert "angry" in done.stdout
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_wavlm_trains_evaluates_and_resumes(tmp_path, small_corpus, small_wavlm, pooling):
+    """Several layers: the featurizer's weighted sum adapts, is meta-learned and is saved by the runner."""
+    shop = Workshop(tmp_path, small_corpus, ["-u", "wavlm_local", "-k", str(small_wavlm)])
+    model = {"pooling": pooling}
+    shop.train("ssl", shop.config("ssl_e", model=model, scenario="unseen"))
+    best = tmp_path / "ssl/dev-best.ckpt"
+    shop.train("meta", shop.config("meta_perser", model=model, scenario="unseen", init_from=str(best)))
+    start, end = downstream_state(best), downstream_state(tmp_path / "meta/states-6.ckpt")
+    assert end["learner.rates.rates"].shape == (5, 5)
+    assert not torch.equal(start["featurizer.weights"], end["featurizer.weights"])
+    assert (end["learner.rates.rates"][:, -1] != 0.1).all(), "the weighted sum's own rates are learned"
+    shop.evaluate(tmp_path / "meta/dev-best.ckpt", "again")
+    assert (tmp_path / "again/results.csv").read_text() == (tmp_path / "meta/results.csv").read_text()
+    resumed = shop.run("-m", "train", "-e", tmp_path / "meta", "-o", "config.runner.total_steps=8", program=LAUNCHER)
+    assert (tmp_path / "meta/states-8.ckpt").exists(), resumed.stderr[-2000:]
+
+    no_cache = shop.config("meta_perser", model=model, scenario="unseen", init_from=str(best), feature_cache="off")
+    shop.train("no-cache", no_cache)
+    cached, uncached = scalars(tmp_path / "meta"), scalars(tmp_path / "no-cache")
+    tag = "metaperser/train-query_loss"
+    assert uncached[tag] == pytest.approx(cached[tag][:6], abs=1e-5)
