@@ -195,7 +195,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _comment_is_open(line: str) -> bool:
-    return line.startswith(("C-", "A-")) and "(" in line and ")" not in line
+    return line.startswith(("C-", "A-")) and line.count("(") > line.count(")")
 
 
 def _read_header(line: str, where: str, session: int) -> _Block:
