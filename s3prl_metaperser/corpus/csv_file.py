@@ -119,7 +119,11 @@ def _sorted(codes: np.ndarray, texts: list[str]) -> pd.Categorical:
 def categorical(column: pd.Series) -> pd.Categorical:
     """Give a column of strings as a categorical whose categories are sorted and all in use."""
     values = pd.Categorical(column)
-    return _sorted(np.asarray(values.codes), values.categories.tolist())
+    texts = values.categories
+    in_use = np.bincount(values.codes, minlength=len(texts)).all()
+    if in_use and texts.dtype == object and texts.is_monotonic_increasing:
+        return values
+    return _sorted(np.asarray(values.codes), texts.tolist())
 
 
 def line_of_row(path: Path, encoding: str = "utf-8-sig") -> Where:
