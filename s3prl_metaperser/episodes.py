@@ -316,11 +316,11 @@ def draw_training_episode(task: Task, shots: int, queries: int, query: Query, se
     if query == "disjoint":
         available = len(task)
         size = shots if available >= shots + queries else max(1, round(available * shots / (shots + queries)))
-        support, outer = order[:size], order[size : size + queries]
-    else:
-        support = order[:shots]
-        outer = support if query == "combined" else rng.permutation(len(task))[:queries]
-    return Episode(task.annotator, index, task.examples.take(support), task.examples.take(outer))
+        outer = task.examples.take(order[size : size + queries])
+        return Episode(task.annotator, index, task.examples.take(order[:size]), outer)
+    support = task.examples.take(order[:shots])
+    outer = support if query == "combined" else task.examples.take(rng.permutation(len(task))[:queries])
+    return Episode(task.annotator, index, support, outer)
 
 
 def tasks_of_step(tasks: Sequence[Task], per_step: int, seed: int, step: int) -> list[Task]:

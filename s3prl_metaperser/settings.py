@@ -111,7 +111,7 @@ class AdaptationSettings:
     steps: PositiveInt = 50
     """Full-batch gradient steps on the support set."""
     lr: Rate | Annotated[list[Rate], Field(min_length=1)] = dataclasses.field(
-        default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+        default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
     )
     """Entire-Few's rate; of several, the best on the dev annotator is used."""
 

@@ -13,8 +13,8 @@ EMOTIONS = ["frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral
 LISTENERS = {"E1": "external", "E2": "external", "E3": "external", "F1": "self", "M2": "self", "E9": "external"}
 
 
-def write_small_corpus(folder: Path, per_session: int = 8, sessions: int = 5) -> Path:
-    """40 clips of 0.4 to 0.7 s whose loudness and pitch follow one of three emotions, named by five listeners.
+def write_small_corpus(folder: Path, per_session: int = 12, sessions: int = 5) -> Path:
+    """60 clips of 0.4 to 0.7 s whose loudness and pitch follow one of three emotions, named by five listeners.
 
     Listener E9 labels two clips only. F1 labels session 1, M2 session 2; E3 calls anger frustration.
     """

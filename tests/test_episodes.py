@@ -1,0 +1,136 @@
+"""Who trains, who chooses, who is tested; and what an episode draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from s3prl_metaperser.corpus.manifest import load_corpus
+from s3prl_metaperser.episodes import (
+    draw_episode,
+    draw_training_episode,
+    fold_count,
+    make_split,
+    meta_test_episodes,
+    tasks_of_step,
+    utterances_of,
+)
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.settings import DataSettings
+
+FEW = DataSettings(min_annotations=4)
+
+
+@pytest.fixture
+def corpus(small_corpus):
+    return load_corpus(small_corpus)
+
+
+def names(tasks):
+    return [task.annotator for task in tasks]
+
+
+@pytest.mark.parametrize("scenario", ["seen", "unseen"])
+@pytest.mark.parametrize("fold", [1, 2, 3])
+def test_no_label_of_test_or_dev_and_no_test_session_reaches_training(corpus, scenario, fold):
+    split = make_split(corpus, scenario, fold, FEW)
+    external = ["E1", "E2", "E3"]
+    assert names(split.test) == [external[fold - 1]]
+    assert names(split.dev) == [external[fold % 3]], "the next one is dev"
+    assert names(split.train) == sorted({*external, "F1", "M2"} - {*names(split.test), *names(split.dev)})
+    assert split.left_out.keys() == {"E9"}
+
+    def sessions(task):
+        return {int(utterance[3:5]) for utterance in utterances_of([task])}
+
+    reserved = {5} if scenario == "unseen" else set()
+    for task in (*split.train, *split.dev):
+        assert not sessions(task) & reserved
+    assert sessions(split.test[0]) == ({5} if scenario == "unseen" else {1, 2, 3, 4, 5})
+    assert set(split.aggregated.utterances) == utterances_of(split.train)
+
+    # The aggregated target is the mean over the training annotators alone, worked out from the rows.
+    frame, targets = corpus.annotations, corpus.targets()
+    utterance = split.aggregated.utterances[0]
+    rows = (frame["utterance"] == utterance).to_numpy() & np.isin(frame["annotator"].astype(str), names(split.train))
+    np.testing.assert_allclose(split.aggregated.targets[0], targets[rows].mean(axis=0), rtol=1e-6)
+    assert len(split.annotation_targets()) == sum(map(len, split.train))
+
+
+def test_a_leak_is_caught_whatever_dealt_the_rows(corpus, monkeypatch):
+    import s3prl_metaperser.episodes as episodes
+
+    honest = episodes._tasks
+    everything = lambda frame, targets, rows: honest(frame, targets, np.ones(len(frame), dtype=bool))  # noqa: E731
+    monkeypatch.setattr(episodes, "_tasks", everything)
+    with pytest.raises(AssertionError, match="leak"):
+        make_split(corpus, "seen", 1, FEW)
+
+
+def test_crowds_are_dealt_into_groups(corpus):
+    split = make_split(corpus, "seen", 1, dataclasses.replace(FEW, fold_count=2))
+    assert (names(split.test), names(split.dev), names(split.train)) == (["E1", "E3"], ["E2"], ["F1", "M2"])
+    assert fold_count(corpus, FEW) == 3
+
+
+def test_draws_depend_on_seed_annotator_and_episode_only(corpus):
+    (task,) = make_split(corpus, "seen", 1, FEW).test
+    episode = draw_episode(task, 4, 8, seed=1, index=0)
+    assert draw_episode(task, 4, 8, seed=1, index=0).support.utterances == episode.support.utterances
+    others = [draw_episode(task, 4, 8, seed=2, index=0), draw_episode(task, 4, 8, seed=1, index=1)]
+    assert all(other.query.utterances != episode.query.utterances for other in others)
+    assert not set(episode.support.utterances) & set(episode.query.utterances)
+    more = draw_episode(task, 16, 8, seed=1, index=0)
+    assert more.query.utterances == episode.query.utterances, "other K, same query"
+    assert more.support.utterances[:4] == episode.support.utterances
+    for utterance, target in zip(episode.query.utterances, episode.query.targets, strict=True):
+        row = task.examples.utterances.index(utterance)
+        np.testing.assert_array_equal(target, task.examples.targets[row])
+
+
+def test_training_draws_by_query_setting(corpus):
+    task = make_split(corpus, "seen", 1, FEW).train[0]
+    assert len(task) == 60
+    drawn = {q: draw_training_episode(task, 20, 30, q, seed=1, index=3) for q in ("combined", "resampled", "disjoint")}
+    support = drawn["combined"].support.utterances
+    assert all(episode.support.utterances == support for episode in drawn.values())
+    assert drawn["combined"].query is drawn["combined"].support
+    assert 0 < len(set(drawn["resampled"].query.utterances) & set(support)) < 20, "a fresh draw overlaps by chance"
+    assert not set(drawn["disjoint"].query.utterances) & set(support)
+    assert {q: len(episode.query) for q, episode in drawn.items()} == {"combined": 20, "resampled": 30, "disjoint": 30}
+    small = draw_training_episode(task, 40, 80, "disjoint", seed=1, index=0)
+    assert (len(small.support), len(small.query)) == (20, 40), "too few clips are shared in proportion"
+
+
+def test_every_task_trains_once_before_any_trains_again(corpus):
+    tasks = make_split(corpus, "seen", 1, FEW).train
+    assert len(tasks) == 3
+    visited = [task.annotator for step in range(3) for task in tasks_of_step(tasks, 2, seed=1, step=step)]
+    assert sorted(visited[:3]) == sorted(visited[3:]) == names(tasks)
+    assert tasks_of_step(tasks, 16, seed=1, step=0) == list(tasks)
+
+
+def test_too_few_labels_say_how_many_there_are(corpus):
+    (task,) = make_split(corpus, "unseen", 1, FEW).test
+    with pytest.raises(MetaPerSERError, match=r"'E1' has 12 labelled utterances here; shots 8 \+ queries 8 need 16"):
+        draw_episode(task, 8, 8, seed=1, index=0)
+    tasks = make_split(corpus, "seen", 1, dataclasses.replace(FEW, fold_count=2)).train
+    episodes, passed_over = meta_test_episodes([*tasks, task], 4, 8, number=2, seed=1)
+    assert ([e.annotator for e in episodes], passed_over) == (["F1", "F1", "M2", "M2", "E1", "E1"], [])
+    _, passed_over = meta_test_episodes([*make_split(corpus, "seen", 1, FEW).train, task], 10, 8, number=1, seed=1)
+    assert passed_over == ["E1", "F1", "M2"], "in a crowd, those with too few are passed over"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "fold", "change", "expected"),
+    [
+        ("seen", 4, {}, "fold 4 does not exist; this corpus has fold1 to fold3"),
+        ("seen", 1, {"fold_count": 9}, "fold_count 9 does not fit 3 external annotators"),
+        ("seen", 1, {"min_annotations": 500}, "at least 2 external annotators with enough labels, found 0"),
+        ("unseen", 1, {"test_sessions": [7]}, r"test_sessions names session 7; this corpus has \[1, 2, 3, 4, 5\]"),
+        ("unseen", 1, {"test_sessions": [1, 2, 3, 4, 5]}, "no annotator is left to train on"),
+    ],
+)
+def test_impossible_splits_are_refused(corpus, scenario, fold, change, expected):
+    with pytest.raises(MetaPerSERError, match=expected):
+        make_split(corpus, scenario, fold, dataclasses.replace(FEW, **change))
