@@ -2,7 +2,7 @@
 # Everything this project does from one command, with its own set-up. Run it without arguments for the list.
 set -euo pipefail
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 
 usage() {
     cat <<'TEXT'
@@ -60,13 +60,18 @@ choose_environment() {
     check_python "$PYTHON"
 }
 
+# Where the environment imports the project from, when it is not standing in it: nothing, a clone or site-packages.
+installed_from() {
+    cd / && "$PYTHON" -c 'import s3prl_metaperser; print(s3prl_metaperser.__path__[0])' 2>/dev/null || true
+}
+
 # install EXTRAS: installs the project unless this environment has it, from this very folder and in this very state.
 install() {
     local extras="$1" prefix state stamp
     prefix="$("$PYTHON" -c 'import sys; print(sys.prefix)')"
     stamp="$prefix/.s3prl-metaperser$extras"
     state="$ROOT $(cat setup.py pyproject.toml | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
-    if [[ -f "$stamp" && "$(<"$stamp")" == "$state" && -x "$prefix/bin/metaperser" ]]; then
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$state" && "$(installed_from)" == "$ROOT/s3prl_metaperser" ]]; then
         return
     fi
     say "installing into $prefix (the first time takes some minutes)"
