@@ -27,6 +27,7 @@ class Contract:
         upstream_dim: its feature dimension.
         pooling: ``mean`` or ``mean_std``.
         projector_dim: width between the two linear layers.
+        standardize: whether features are standardised.
     """
 
     emotions: list[str]
@@ -34,6 +35,7 @@ class Contract:
     upstream_dim: int
     pooling: str
     projector_dim: int
+    standardize: bool
 
     def check(self, found: dict[str, Any], source: str) -> None:
         """Compare with the contract found in a checkpoint.

@@ -82,6 +82,7 @@ class Run:
             upstream_dim=upstream_dim,
             pooling=self.settings.model.pooling,
             projector_dim=self.settings.model.projector_dim,
+            standardize=self.settings.model.standardize,
         )
         self._episodes: dict[str, list[Episode]] = {}
         self._features: Features | None = None

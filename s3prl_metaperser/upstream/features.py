@@ -21,7 +21,9 @@ BATCH_SECONDS = 32.0
 SHARD_CLIPS = 256
 """Clips a shard: what a killed extraction loses at most."""
 SMALLEST_SPREAD = 1e-3
-"""Pooled features whose spread over utterances is below this share of the frames' deviation carry nothing."""
+"""Pooled means whose spread over utterances is below this share of the frames' deviation carry nothing."""
+SMALLEST_DEVIATION_SPREAD = 3e-2
+"""The same for deviations; an upstream that brings each clip to deviation 1 leaves some, by the clip's length."""
 
 Transform = Callable[[Tensor], Tensor]
 """(utterances, S, dim) → the same shape."""
@@ -205,12 +207,14 @@ def check_features_vary(statistics: Tensor, frame_deviations: Tensor, pooled: Po
     if len(statistics) < 2:
         return
     layers = pooled.layers
+    scale = frame_deviations.mean()
     spread = statistics[:, :layers].std(dim=0).max()
+    varies = bool(spread > SMALLEST_SPREAD * scale)
     if pooled.pooling == "mean_std":
         diagonal = [layers + row * layers - row * (row - 1) // 2 for row in range(layers)]
-        spread = torch.maximum(spread, statistics[:, diagonal].clamp(min=0).sqrt().std(dim=0).max())
-    scale = frame_deviations.mean()
-    if not bool(spread > SMALLEST_SPREAD * scale):
+        deviation_spread = statistics[:, diagonal].clamp(min=0).sqrt().std(dim=0).max()
+        varies |= bool(deviation_spread > SMALLEST_DEVIATION_SPREAD * scale)
+    if not varies:
         raise MetaPerSERError(
             f"pooled features do not vary between utterances (spread {float(spread):.1e} at a frame deviation of "
             f"{float(scale):.1e}): this upstream normalises each utterance, so pooling leaves nothing to learn from; "

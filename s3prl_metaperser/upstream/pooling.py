@@ -131,7 +131,8 @@ class PooledUpstream:
         """Whether a clip's features stay the same beside a longer one in its batch.
 
         Compared once: 1 s of noise alone and beside 3 s. Upstreams with a group-norm front end (wav2vec 2.0, HuBERT
-        and WavLM base) fail; there, only clips of equal length share a batch.
+        and WavLM base) fail, and so does ``fbank``, of which s3prl takes padding for frames; there, only clips of
+        equal length share a batch.
         """
         noise = torch.Generator().manual_seed(0)
         short, long = (torch.randn(seconds * SAMPLE_RATE, generator=noise) * 0.1 for seconds in (1, 3))
