@@ -27,6 +27,7 @@ def run_demo(out: Path, seed: int) -> None:
     """
     from s3prl_metaperser.corpus.iemocap import prepare_iemocap
     from s3prl_metaperser.corpus.manifest import write_corpus
+    from s3prl_metaperser.corpus.report import summary
     from s3prl_metaperser.corpus.synthetic import write_demo_corpus
     from s3prl_metaperser.experiments.runs import Upstream
     from s3prl_metaperser.experiments.table1 import Candidate, Table1
@@ -39,7 +40,7 @@ def run_demo(out: Path, seed: int) -> None:
     _say(f"metaperser prepare iemocap {recordings} --out {corpus_folder}")
     corpus, report = prepare_iemocap(recordings)
     write_corpus(corpus, corpus_folder, overwrite=True)
-    print(report.render(corpus))
+    print(summary(corpus, report))
     _say(f"training and comparing, {FOLDS} of 5 folds, both scenarios (log files in {out / 'runs'})")
     Table1(
         corpus=corpus_folder,

@@ -129,7 +129,9 @@ def extract(pooled: PooledUpstream, paths: Sequence[Path]) -> Iterator[dict[int,
             clips = pooled(wavs)
         except MetaPerSERError as error:
             raise MetaPerSERError(f"audio file {paths[batch[0]]}: {error}") from None
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if "out of memory" in str(error):
+                raise
             names = ", ".join(str(paths[index]) for index in batch)
             raise MetaPerSERError(f"the upstream failed on {names}: {error}; is the clip too short for it?") from None
         yield dict(zip(batch, clips, strict=True))

@@ -1,0 +1,186 @@
+"""Bad input to the expert: one line on stderr that names value and cure, exit code 2, no traceback, nothing written."""
+
+import argparse
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from s3prl.upstream.baseline.hubconf import fbank, fbank_no_cmvn
+from s3prl.upstream.interfaces import Featurizer
+
+from s3prl_metaperser import configs
+from s3prl_metaperser.expert import DownstreamExpert
+
+
+def arguments(corpus_folder: Path, folder: Path, system="meta_perser", **expert):
+    """What the runner passes for ``-m train -d metaperser -u fbank_no_cmvn -c CONFIG -p FOLDER``."""
+    name = "ssl_e" if system.startswith("entire") else "meta_perser"
+    config = yaml.safe_load(configs.find(name).read_text())
+    own = config["downstream_expert"]
+    own |= {"corpus": str(corpus_folder), "feature_cache": str(folder / "cache"), "init_from": None, "system": system}
+    own["data"]["min_annotations"] = 4
+    own["episodes"] |= {"shots": 4, "queries": 8, "number": 2}
+    for key, value in expert.items():
+        own[key] = own[key] | value if isinstance(value, dict) else value
+    command_line = {
+        "mode": "train",
+        "seed": 1,
+        "device": "cpu",
+        "upstream": "fbank_no_cmvn",
+        "upstream_trainable": False,
+        "downstream_variant": None,
+        "init_ckpt": None,
+        "past_exp": None,
+        "upstream_model_config": None,
+    }
+    return {"upstream_dim": 240, "upstream_rate": 160, "expdir": str(folder / "run"), **config, **command_line}
+
+
+def one_training_step(given, upstream=fbank_no_cmvn):
+    """Do what the runner does for its first batch."""
+    expert = DownstreamExpert(**given)
+    model = upstream()
+    featurizer = Featurizer(model, upstream_device="cpu")
+    expert.bind(model, featurizer)
+    (wavs, batch) = next(iter(expert.get_dataloader("train")))
+    return expert("train", featurizer(wavs, model(wavs)), batch, records=defaultdict(list))
+
+
+def refused(capfd, function, *expected):
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        function()
+    assert exit_.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("metaperser: error: ")
+    for part in expected:
+        assert part in errors[0]
+
+
+CONFIGS = {
+    "misspelt key": ({"scpoe": "head"}, ["downstream_expert.scpoe", "did you mean 'scope'"]),
+    "misspelt key inside": ({"meta": {"inner_step": 3}}, ["downstream_expert.meta.inner_step", "'inner_steps'"]),
+    "unknown value": ({"scenario": "heard"}, ["downstream_expert.scenario", "'heard'", "'seen' or 'unseen'"]),
+    "unknown query": ({"meta": {"query": "split"}}, ["meta.query", "'split'", "'disjoint'"]),
+    "not a number": ({"episodes": {"shots": "many"}}, ["episodes.shots", "'many'", "integer"]),
+    "no shots": ({"episodes": {"shots": 0}}, ["episodes.shots", "0", "greater than or equal to 1"]),
+    "negative rate": ({"meta": {"inner_lr": -1}}, ["meta.inner_lr", "-1"]),
+    "annealing of nothing": ({"meta": {"annealing": {"fraction": 2}}}, ["meta.annealing.fraction", "2"]),
+    "fold that is not there": ({"fold": 7}, ["fold 7 does not exist", "fold1 to fold3"]),
+    "K and Q too large": ({"episodes": {"queries": 100}}, ["'E2'", "60 labelled utterances", "104"]),
+    "nothing to train": ({"system": "random"}, ["random", "-m evaluate"]),
+    "no such checkpoint": ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt", "does not exist"]),
+    "no such corpus": ({"corpus": "nowhere"}, ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_config_that_cannot_be_used(capfd, tmp_path, small_corpus, case):
+    change, expected = CONFIGS[case]
+    given = arguments(small_corpus, tmp_path, **change)
+    refused(capfd, lambda: DownstreamExpert(**given), *expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_that_cannot_be_used(capfd, tmp_path, small_corpus):
+    for change, expected in [
+        ({"upstream_trainable": True}, ["-f", "frozen"]),
+        ({"downstream_variant": "split2"}, ["split2", "fold1"]),
+        ({"downstream_variant": "fold9"}, ["fold 9 does not exist"]),
+        ({"downstream_expert": None}, ["downstream_expert", "mapping"]),
+    ]:
+        given = arguments(small_corpus, tmp_path) | change
+        refused(capfd, lambda given=given: DownstreamExpert(**given), *expected)
+    given = arguments(small_corpus, tmp_path)
+    given["runner"]["fp16"] = True
+    refused(capfd, lambda: DownstreamExpert(**given), "runner.fp16")
+    expert = DownstreamExpert(**arguments(small_corpus, tmp_path))
+    refused(capfd, lambda: expert.get_dataloader("tset"), "tset", "dev or test")
+
+
+def state_of(expert, **contract):
+    state = expert.state_dict()
+    extra = state["_extra_state"] = {**state["_extra_state"]}
+    extra["contract"] = extra["contract"] | contract
+    return state
+
+
+CHECKPOINTS = {
+    "another upstream": ({"upstream": "wavlm_base"}, ["upstream 'wavlm_base'", "'fbank_no_cmvn'"]),
+    "another emotion set": ({"emotions": ["sad", "happy"]}, ["emotions sad, happy", "frustrated, angry"]),
+    "another pooling": ({"pooling": "mean_std"}, ["pooling 'mean_std'", "'mean'"]),
+    "another width": ({"projector_dim": 7}, ["projector_dim 7", "256"]),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_checkpoint_of_something_else(capfd, tmp_path, small_corpus, case):
+    contract, expected = CHECKPOINTS[case]
+    expert = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero"))
+    path = tmp_path / "other.ckpt"
+    torch.save({"Downstream": state_of(expert, **contract), "Args": argparse.Namespace()}, path)
+    given = arguments(small_corpus, tmp_path, init_from=str(path))
+    refused(capfd, lambda: DownstreamExpert(**given), "other.ckpt", *expected)
+    refused(capfd, lambda: expert.load_state_dict(state_of(expert, **contract)), *expected)
+
+
+def test_checkpoint_that_is_none(capfd, tmp_path, small_corpus):
+    path = tmp_path / "broken.ckpt"
+    given = arguments(small_corpus, tmp_path, init_from=str(path))
+    path.write_bytes(b"PK\x03\x04 cut off")
+    refused(capfd, lambda: DownstreamExpert(**given), "broken.ckpt", "not a readable torch file")
+    torch.save({"Downstream": {"linear.weight": torch.zeros(1)}}, path)
+    refused(capfd, lambda: DownstreamExpert(**given), "broken.ckpt", "not made by -d metaperser")
+
+
+def test_ssl_e_checkpoint_is_no_meta_perser(capfd, tmp_path, small_corpus):
+    """The rates would be missing; its weights are for init_from."""
+    ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero")).state_dict()
+    meta = DownstreamExpert(**arguments(small_corpus, tmp_path))
+    refused(capfd, lambda: meta.load_state_dict(ssl), "trained on aggregated", "init_from")
+    few = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_few") | {"mode": "evaluate"})
+    few.load_state_dict(meta.state_dict())
+
+
+AUDIO = {
+    "empty": (lambda path: path.write_bytes(b""), "Ses03_04.wav"),
+    "not audio": (lambda path: path.write_text("RIFF? no"), "Ses03_04.wav"),
+    "no samples": (lambda path: soundfile.write(path, np.zeros(0), 16000), "Ses03_04.wav"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:3000]), "Ses03_04.wav"),
+    "too short for a frame": (lambda path: soundfile.write(path, np.zeros(70), 16000), "Ses03_04.wav"),
+    "missing": (lambda path: path.unlink(), "Ses03_04.wav"),
+}
+
+
+@pytest.mark.parametrize("case", AUDIO)
+def test_audio_that_cannot_be_heard(capfd, tmp_path, small_corpus, case):
+    damage, expected = AUDIO[case]
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    damage(corpus / "audio/Ses03_04.wav")
+    refused(capfd, lambda: one_training_step(arguments(corpus, tmp_path)), expected)
+    assert not list(tmp_path.rglob("*.safetensors.*")), "no half-written shard"
+
+
+def test_stereo_and_other_rates_are_heard_as_they_sound(tmp_path, small_corpus):
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    samples, _ = soundfile.read(corpus / "audio/Ses03_04.wav")
+    soundfile.write(corpus / "audio/Ses03_04.wav", np.stack([samples, samples], axis=1), 16000)
+    soundfile.write(corpus / "audio/Ses03_05.wav", samples, 22050)
+    assert torch.isfinite(one_training_step(arguments(corpus, tmp_path)))
+
+
+def test_upstream_whose_pooled_features_never_vary(capfd, tmp_path, small_corpus):
+    given = arguments(small_corpus, tmp_path)
+    refused(capfd, lambda: one_training_step(given, fbank), "do not vary between utterances", "-u fbank_no_cmvn")
+
+
+def test_cache_folder_that_cannot_be_written(capfd, tmp_path, small_corpus):
+    (tmp_path / "file").write_text("")
+    given = arguments(small_corpus, tmp_path, feature_cache=str(tmp_path / "file/cache"))
+    refused(capfd, lambda: one_training_step(given), "file/cache", "feature_cache")
