@@ -47,6 +47,7 @@ setup(
         "transformers>=4.41,<5",
         "tensorboardX>=2.6,<3",
         "higher>=0.2.1,<0.3",
+        "matplotlib>=3.8",
         "numpy>=1.26",
         "pandas>=2",
         "pydantic>=2.7,<3",

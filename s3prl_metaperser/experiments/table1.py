@@ -21,8 +21,9 @@ from s3prl_metaperser import configs
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.episodes import fold_count
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.experiments.figures import systems_figure, write_figure
 from s3prl_metaperser.experiments.runs import Run, Upstream
-from s3prl_metaperser.experiments.tables import read_results, write_table
+from s3prl_metaperser.experiments.tables import read_results, summarise, write_table
 from s3prl_metaperser.settings import DataSettings, Query, Scenario, Scope, SystemName
 
 SSL_E = "ssl_e"
@@ -138,6 +139,8 @@ class Table1:
             ignore_index=True,
         )
         write_table(results, self.out, "results", "table1")
+        title = f"{load_corpus(self.corpus).name}, {self.upstream.name}, K={self.shots}, Q={self.queries}"
+        write_figure(systems_figure(summarise(results), title), self.out, "table1")
         write_table(by_query, self.out, "results-by-query", "table1-by-query")
         return results
 

@@ -1,0 +1,98 @@
+"""The experiment's tables against numbers worked out by hand, and the grid on a small corpus."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from s3prl_metaperser.experiments.figures import systems_figure, write_figure
+from s3prl_metaperser.experiments.runs import Upstream
+from s3prl_metaperser.experiments.table1 import Candidate, Table1
+from s3prl_metaperser.experiments.tables import markdown_table, summarise
+from s3prl_metaperser.reporting import RESULT_COLUMNS
+
+
+def rows(system, scenario, values):
+    fixed = ("fbank_no_cmvn", "linear", "E1")
+    return [[system, scenario, *fixed, episode, 4, 8, v, v + 10, v + 50] for episode, v in enumerate(values)]
+
+
+def test_table_shows_mean_spread_and_the_best_in_bold(tmp_path):
+    results = pd.DataFrame(
+        [*rows("Random", "seen", [10, 14]), *rows("Meta-PerSER", "seen", [30, 30]), *rows("Random", "unseen", [9])],
+        columns=RESULT_COLUMNS,
+    )
+    summary = summarise(results)
+    assert summary.loc[0, ["episodes", "maF1", "maF1_std", "UA"]].tolist() == [2, 12, 2, 62]
+    lines = markdown_table(summary).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        *("Random", "12.0 ± 2.0", "22.0 ± 2.0", "62.0 ± 2.0"),
+        *("**9.0 ± 0.0**", "**19.0 ± 0.0**", "**59.0 ± 0.0**"),
+    ]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        *("Meta-PerSER", "**30.0 ± 0.0**", "**40.0 ± 0.0**", "**80.0 ± 0.0**"),
+        *("–", "–", "–"),
+    ]
+    write_figure(systems_figure(summary, "title"), tmp_path, "table1")
+    assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "table1.svg").read_text()
+
+
+def test_the_grid_chooses_on_dev_and_is_not_run_twice(tmp_path, small_corpus, monkeypatch):
+    short = (
+        *((f"runner.{key}", steps) for key, steps in [("total_steps", 4), ("eval_step", 2), ("save_step", 4)]),
+        ("downstream_expert.data.min_annotations", 4),
+    )
+    experiment = Table1(
+        corpus=small_corpus,
+        out=tmp_path / "out",
+        upstream=Upstream("fbank_no_cmvn", None, "cpu"),
+        scenarios=("seen",),
+        folds=1,
+        scope="head",
+        shots=4,
+        queries=8,
+        episodes=2,
+        candidates=(Candidate("disjoint", 0.1), Candidate("disjoint", 1e-6)),
+        seed=1,
+        threads=1,
+        overrides=short,
+    )
+    monkeypatch.setenv("METAPERSER_CACHE", str(tmp_path / "cache"))
+    results = experiment.run(jobs=1)
+    assert results["system"].unique().tolist() == ["Random", "Entire-Zero", "Entire-Few", "Meta-PerSER"]
+    assert len(results) == 4 * 2
+    runs = tmp_path / "out/runs/seen/fold1"
+    dev = {
+        lr: pd.read_csv(runs / f"meta_perser-disjoint-{lr}/results-dev.csv")["miF1"].mean() for lr in ("0.1", "1e-06")
+    }
+    chosen = yaml.safe_load((runs / "meta_perser-disjoint/config.yaml").read_text())
+    assert chosen["downstream_expert"]["meta"]["inner_lr"] == (0.1 if dev["0.1"] >= dev["1e-06"] else 1e-6)
+    assert not (runs / "ssl_e/results.csv").exists(), "the test annotator is not looked at while training"
+    assert {"table1.md", "table1.csv", "table1.png", "results.csv", "table1-by-query.md"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    pd.testing.assert_frame_equal(experiment.run(jobs=2), results)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+def test_a_failed_run_is_named_with_its_log(tmp_path, small_corpus):
+    from s3prl_metaperser.errors import MetaPerSERError
+
+    experiment = Table1(
+        corpus=small_corpus,
+        out=tmp_path / "out",
+        upstream=Upstream("fbank_no_cmvn", None, "cpu"),
+        scenarios=("seen",),
+        folds=1,
+        scope="head",
+        shots=40,
+        queries=80,
+        episodes=2,
+        candidates=(Candidate("disjoint", 0.1),),
+        seed=1,
+        threads=1,
+        overrides=(("downstream_expert.data.min_annotations", 4),),
+    )
+    with pytest.raises(MetaPerSERError, match=r"60 labelled utterances here; shots 40.*log\.txt"):
+        experiment.run(jobs=1)
