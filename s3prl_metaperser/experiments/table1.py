@@ -146,13 +146,14 @@ class Table1:
 
     def _folds(self) -> list[int]:
         corpus = load_corpus(self.corpus)
-        available = fold_count(corpus, DataSettings(**self._config(SSL_E)["downstream_expert"].get("data", {})))
+        available = fold_count(corpus, DataSettings(**self._config(SSL_E, self.scenarios[0])["downstream_expert"].get("data", {})))
         wanted = available if self.folds is None else self.folds
         if wanted > available:
             raise MetaPerSERError(f"--folds {wanted} asked for, but corpus {corpus.name!r} has {available}")
         return list(range(1, wanted + 1))
 
-    def _config(self, name: str) -> dict[str, Any]:
+    def _config(self, system: str, scenario: Scenario) -> dict[str, Any]:
+        name = system if scenario == "seen" else f"{system}_{scenario}"
         config = yaml.safe_load(configs.find(name).read_text(encoding="utf-8"))
         config["runner"]["eval_dataloaders"] = ["dev"]
         expert = config["downstream_expert"]
@@ -173,7 +174,7 @@ class Table1:
             progress.update(1)
             return base / name
 
-        ssl = self._config(SSL_E)
+        ssl = self._config(SSL_E, scenario)
         ssl_best = run(SSL_E, "train", ssl) / BEST
         evaluated = []
         for system in BASELINES:
@@ -181,7 +182,7 @@ class Table1:
             config["downstream_expert"]["system"] = system
             evaluated.append(run(system, "evaluate", config, ssl_best))
 
-        meta = self._config(META_PERSER)
+        meta = self._config(META_PERSER, scenario)
         of_query: dict[Query, tuple[float, Path]] = {}
         for query in dict.fromkeys(candidate.query for candidate in self.candidates):
             trained: dict[Candidate, Path] = {}

@@ -1,0 +1,78 @@
+"""The README's commands, run as they are written, one after the other, in an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s3prl_metaperser import configs
+from s3prl_metaperser.cli import build_parser
+from s3prl_metaperser.settings import read_settings
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def section(title):
+    return README.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def commands(text):
+    return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+
+
+def test_the_walk_works_as_written(tmp_path):
+    """Corpus, SSL-E, Meta-PerSER, evaluation, inference: what a newcomer types, in that order."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "METAPERSER_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    walk = commands(section("Use it"))
+    assert len(walk) == 9
+    for command in walk:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+    assert '"utterance": "Ses01F_impro01_F000"' in done.stdout
+    for path in ("results.csv", "predictions.csv", "dev-best.ckpt"):
+        assert (tmp_path / "result/meta_perser" / path).exists()
+    assert "Entire-Few" in (tmp_path / "result/ssl_e/results.csv").read_text()
+
+
+def test_commands_elsewhere_in_the_readme_are_understood():
+    """What takes a licence, or long, is checked to parse: subcommands, flags and config names."""
+    text = README.read_text()
+    mentioned = re.findall(r"`(metaperser [^`]+)`", text) + [
+        line for line in commands(section("What it gives")) if line.startswith("metaperser")
+    ]
+    assert len(mentioned) >= 8
+    for command in mentioned:
+        arguments = command.split()[1:]
+        if "--help" in arguments:
+            with pytest.raises(SystemExit) as exit_:
+                build_parser().parse_args(arguments)
+            assert exit_.value.code == 0
+            continue
+        parsed = build_parser().parse_args(arguments)
+        if arguments[0] == "config" and parsed.name not in (None, "NAME"):
+            configs.find(parsed.name)
+
+
+@pytest.mark.parametrize("name", configs.available())
+def test_every_installed_config_is_accepted(name):
+    config = yaml.safe_load(configs.find(name).read_text())
+    read_settings(config["downstream_expert"])
+    assert configs.describe(configs.find(name))
+
+
+def test_files_that_the_readme_names_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        if "://" not in target:
+            assert (README.parent / target).exists(), target
+    rooms = re.findall(r"`([\w_]+(?:\.py|/))`", section("How it works"))
+    assert len(rooms) > 10
+    for room in rooms:
+        assert (README.parent / "s3prl_metaperser" / room).exists(), room
