@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -37,3 +40,19 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to ``path`` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def locked(file: IO[str], waiting: str) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the kernel releases it when the process ends, however it ends.
+
+    Args:
+        file: an open file that stands for what is locked.
+        waiting: said on stderr when another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(waiting, file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield

@@ -3,48 +3,72 @@
 from __future__ import annotations
 
 import argparse
-import pickle
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_metaperser.corpus.manifest import Corpus
+from s3prl_metaperser.episodes import Split, Task
 from s3prl_metaperser.errors import MetaPerSERError
 
 DOWNSTREAM = "Downstream"
 FEATURIZER = "Featurizer"
+EXTRA_STATE = "_extra_state"
+CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS = "contract", "provenance", "training", "upstream_weights"
+RATES_FIELDS = ("scope", "inner_steps", "lslr")
+"""Parts of the contract that only the inner loop's rates depend on."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a checkpoint's weights only make sense with.
+    """What a checkpoint's weights only make sense with; saved beside them.
 
     Attributes:
         emotions: the classes, in order.
         upstream: s3prl's name (``-u``).
         upstream_dim: its feature dimension.
+        feature_selection: s3prl's ``-s``.
+        layer_selection: s3prl's ``-l``.
+        normalize: s3prl's ``--upstream_feature_normalize``.
         pooling: ``mean`` or ``mean_std``.
         projector_dim: width between the two linear layers.
         standardize: whether features are standardised.
+        scope: what adapts.
+        inner_steps: inner steps that have rates of their own.
+        lslr: whether the rates are learned.
     """
 
     emotions: list[str]
     upstream: str
     upstream_dim: int
+    feature_selection: str
+    layer_selection: int | None
+    normalize: bool
     pooling: str
     projector_dim: int
     standardize: bool
+    scope: str
+    inner_steps: int
+    lslr: bool
 
-    def check(self, found: dict[str, Any], source: str) -> None:
+    def check(self, found: Mapping[str, Any], source: str, with_rates: bool) -> None:
         """Compare with the contract found in a checkpoint.
+
+        Args:
+            found: a contract as a mapping.
+            source: names the checkpoint in the error.
+            with_rates: whether the inner loop's rates are taken too, or the model only.
 
         Raises:
             MetaPerSERError: naming the first thing that differs.
         """
-        own = asdict(self)
-        for name, value in own.items():
+        for name, value in asdict(self).items():
+            if name in RATES_FIELDS and not with_rates:
+                continue
             if found.get(name) != value:
                 raise MetaPerSERError(
                     f"{source} was made with {name} {_shown(found.get(name))}, this run has {_shown(value)}; "
@@ -52,8 +76,69 @@ class Contract:
                 )
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """Whose labels and which recordings a checkpoint has seen; saved with it, so that no later run is judged on them.
+
+    Attributes:
+        corpus: name and fingerprint of the corpus.
+        annotators: those it was trained and chosen on.
+        kept_sessions: sessions whose recordings it never saw.
+    """
+
+    corpus: str
+    annotators: list[str]
+    kept_sessions: list[int]
+
+    @classmethod
+    def of(cls, corpus: Corpus, split: Split) -> Provenance:
+        """Describe what training on a split sees."""
+        utterances = sorted(str(name) for name in corpus.annotations["utterance"].unique())
+        digest = hashlib.sha256("\n".join(utterances).encode()).hexdigest()[:16]
+        annotators = sorted({task.annotator for task in (*split.train, *split.dev)})
+        return cls(f"{corpus.name} {digest}", annotators, sorted(split.kept_sessions))
+
+    def check(self, found: Mapping[str, Any], test: Sequence[Task], source: str) -> None:
+        """Refuse a checkpoint that has seen what this run (``self``) is judged on.
+
+        Args:
+            found: the checkpoint's provenance as a mapping.
+            test: this run's test annotators.
+            source: names the checkpoint in the error.
+
+        Raises:
+            MetaPerSERError: naming the test annotator or session it has seen.
+        """
+        if found.get("corpus") != self.corpus:
+            return
+        known = sorted({task.annotator for task in test} & set(found.get("annotators", [])))
+        if known:
+            raise MetaPerSERError(
+                f"{source} was trained or chosen on labels of {known[0]}, whom this run tests on; "
+                "use a checkpoint of the same fold"
+            )
+        seen = sorted(set(self.kept_sessions) - set(found.get("kept_sessions", [])))
+        if seen:
+            raise MetaPerSERError(
+                f"{source} was trained on recordings of session {seen[0]}, which this run keeps for the test; "
+                "use a checkpoint of scenario unseen and the same data.test_sessions"
+            )
+
+
 def _shown(value: object) -> str:
     return ", ".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else repr(value)
+
+
+def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Give what a downstream state says of itself.
+
+    Raises:
+        MetaPerSERError: when it says nothing, and so was not made by this downstream.
+    """
+    extra = state.get(EXTRA_STATE)
+    if not isinstance(extra, Mapping) or not {CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS} <= extra.keys():
+        raise MetaPerSERError(f"{source} was not made by -d metaperser: it has no listener model in it")
+    return extra
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,11 +153,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+    except Exception:
+        # On bytes that are no checkpoint torch's loader raises whatever its parser stumbles over.
         raise MetaPerSERError(
             f"checkpoint {path} is not a readable torch file (truncated?); train it again or use an older one"
         ) from None
     state = checkpoint.get(DOWNSTREAM) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or "_extra_state" not in state:
-        raise MetaPerSERError(f"checkpoint {path} was not made by -d metaperser: it has no listener model in it")
+    extra_state(state if isinstance(state, dict) else {}, f"checkpoint {path}")
     return checkpoint

@@ -34,7 +34,7 @@ def silent_clip() -> list[Tensor]:
 
 
 class AggregatedBatches(Dataset[Item]):
-    """SSL-E's minibatches: every utterance once an epoch, in an order of that epoch's own.
+    """SSL-E's minibatches, in an order of each epoch's own; an incomplete last batch is left out.
 
     Args:
         split: gives the aggregated labels.

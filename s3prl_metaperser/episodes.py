@@ -8,14 +8,14 @@ else, so that every system meets the same episodes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from s3prl_metaperser.corpus.manifest import Corpus
-from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.settings import DataSettings, Query, Scenario
 
 LARGEST_ROTATION = 12
@@ -65,6 +65,7 @@ class Split:
         dev: the dev annotators' tasks (one, unless folds are groups).
         test: the test annotators' tasks.
         aggregated: each training utterance with the mean of the training annotators' distributions, for SSL-E.
+        kept_sessions: sessions whose recordings only the test annotators have; empty where all are seen.
         left_out: annotators that take no part, with the reason.
     """
 
@@ -74,6 +75,7 @@ class Split:
     dev: tuple[Task, ...]
     test: tuple[Task, ...]
     aggregated: Examples
+    kept_sessions: frozenset[int]
     left_out: dict[str, str]
 
     def annotation_targets(self) -> np.ndarray:
@@ -115,23 +117,26 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     annotators = frame["annotator"].astype(str).to_numpy()
     left_out = _too_few(annotators, data)
     kept = ~np.isin(annotators, list(left_out))
-    test_names, dev_names = _fold_annotators(_external(corpus, data), fold, data.fold_count)
+    test_names, dev_names = _fold_annotators(_external(corpus, data), fold, data)
 
     session = frame["session"].to_numpy()
     test_sessions = _test_sessions(session, data.test_sessions)
-    reserved = np.isin(session, test_sessions) if scenario == "unseen" else np.zeros(len(frame), dtype=bool)
+    kept_sessions = frozenset(test_sessions) if scenario == "unseen" else frozenset()
+    reserved = np.isin(session, list(kept_sessions))
     of_test, of_dev = np.isin(annotators, test_names), np.isin(annotators, dev_names)
 
     train_rows = kept & ~of_test & ~of_dev & ~reserved
     dev_rows = kept & of_dev & ~reserved
     test_rows = kept & of_test & (reserved if scenario == "unseen" else True)
+    train = tuple(task for task in _tasks(frame, targets, train_rows) if len(task) > 1)
     split = Split(
         scenario=scenario,
         fold=fold,
-        train=tuple(task for task in _tasks(frame, targets, train_rows) if len(task) > 1),
+        train=train,
         dev=_tasks(frame, targets, dev_rows),
         test=_tasks(frame, targets, test_rows),
-        aggregated=_aggregate(frame, targets, train_rows),
+        aggregated=_aggregate(train) if train else Examples((), targets[:0]),
+        kept_sessions=kept_sessions,
         left_out=left_out | _without_rows(annotators[kept], train_rows | dev_rows | test_rows, annotators),
     )
     for role, tasks in (("train", split.train), ("choose (dev)", split.dev), ("test", split.test)):
@@ -140,7 +145,7 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
                 f"corpus {corpus.name!r}, scenario {scenario}, fold {fold}: no annotator is left to {role} on; "
                 f"left out: {_listing(left_out)}; lower data.min_annotations or change data.test_sessions"
             )
-    _assert_no_leak(frame, split, set(test_names), set(dev_names), test_sessions)
+    _assert_no_leak(frame, split, set(test_names), set(dev_names))
     return split
 
 
@@ -178,8 +183,15 @@ def _fold_count(external: list[str], wanted: int | None) -> int:
     return count
 
 
-def _fold_annotators(external: list[str], fold: int, wanted: int | None) -> tuple[list[str], list[str]]:
-    count = _fold_count(external, wanted)
+def _fold_annotators(external: list[str], fold: int, data: DataSettings) -> tuple[list[str], list[str]]:
+    count = _fold_count(external, data.fold_count)
+    if data.test_annotator is not None:
+        if data.test_annotator not in external:
+            raise MetaPerSERError(
+                f"data.test_annotator {data.test_annotator!r} is no external annotator with enough labels; "
+                f"{suggest(data.test_annotator, external)}"
+            )
+        fold = external.index(data.test_annotator) % count + 1
     if fold > count:
         raise MetaPerSERError(f"fold {fold} does not exist; this corpus has fold1 to fold{count}")
     return external[fold - 1 :: count], external[fold % count :: count]
@@ -208,9 +220,10 @@ def _tasks(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> tuple[
     return tuple(tasks)
 
 
-def _aggregate(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> Examples:
-    utterances = frame["utterance"].astype(str).to_numpy()[rows]
-    means = pd.DataFrame(targets[rows]).groupby(utterances, sort=True).mean()
+def _aggregate(train: Sequence[Task]) -> Examples:
+    utterances = [utterance for task in train for utterance in task.examples.utterances]
+    targets = np.concatenate([task.examples.targets for task in train])
+    means = pd.DataFrame(targets).groupby(utterances, sort=True).mean()
     return Examples(tuple(str(name) for name in means.index), means.to_numpy(dtype=np.float32))
 
 
@@ -225,20 +238,22 @@ def _listing(left_out: dict[str, str], most: int = 5) -> str:
     return (", ".join(shown) or "nobody") + (f" and {more} more" if more > 0 else "")
 
 
-def _assert_no_leak(
-    frame: pd.DataFrame, split: Split, test_names: set[str], dev_names: set[str], test_sessions: list[int]
-) -> None:
-    """Check the promise that results rest on, whatever became of the code above."""
+def _assert_no_leak(frame: pd.DataFrame, split: Split, test_names: set[str], dev_names: set[str]) -> None:
+    """Check the promise that results rest on, from the rows themselves, whatever became of the code above."""
     trainers = {task.annotator for task in split.train}
     if trainers & (test_names | dev_names):
         raise AssertionError(f"labels of {sorted(trainers & (test_names | dev_names))} leak into training")
-    if split.scenario == "unseen":
-        reserved = set(frame["utterance"].astype(str)[frame["session"].isin(test_sessions)])
-        used = set(split.aggregated.utterances).union(
-            *(task.examples.utterances for task in (*split.train, *split.dev))
-        )
-        if used & reserved:
-            raise AssertionError(f"utterances of test sessions {test_sessions} leak into training or dev")
+    allowed = frame[~frame["annotator"].isin(test_names | dev_names) & ~frame["session"].isin(split.kept_sessions)]
+    if len(split.annotation_targets()) > len(allowed):
+        raise AssertionError("training has more annotations than the training annotators made")
+    if not set(split.aggregated.utterances) <= set(allowed["utterance"].astype(str)):
+        raise AssertionError("the aggregated labels hold utterances that no training annotator labelled")
+    reserved = set(frame["utterance"].astype(str)[frame["session"].isin(split.kept_sessions)])
+    for role, tasks in (("training", split.train), ("dev", split.dev)):
+        if any(reserved.intersection(task.examples.utterances) for task in tasks):
+            raise AssertionError(f"utterances of test sessions {sorted(split.kept_sessions)} leak into {role}")
+    if reserved and not all(reserved.issuperset(task.examples.utterances) for task in split.test):
+        raise AssertionError("the test annotator's clips are not all of the test sessions")
 
 
 def generator(*key: int | str) -> np.random.Generator:
@@ -339,8 +354,3 @@ def tasks_of_step(tasks: Sequence[Task], per_step: int, seed: int, step: int) ->
     order = np.concatenate([generator(seed, "tasks", number).permutation(len(tasks)) for number in rounds])
     begin = first - rounds[0] * len(tasks)
     return [tasks[place] for place in order[begin : begin + per_step]]
-
-
-def utterances_of(tasks: Iterable[Task]) -> set[str]:
-    """Collect the utterances that tasks label."""
-    return set().union(*(task.examples.utterances for task in tasks))

@@ -41,12 +41,18 @@ class DownstreamExpert(nn.Module):
 
     @exits_on_bad_input
     def __init__(
-        self, upstream_dim: int, upstream_rate: int, downstream_expert: Mapping[str, Any], expdir: str, **kwargs: Any
+        self,
+        upstream_dim: int,
+        upstream_rate: int,
+        expdir: str,
+        downstream_expert: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         self.run = Run(downstream_expert, upstream_dim, Path(expdir), kwargs)
+        self.run.announce()
         self.learner = self.run.learner
-        self.register_buffer("best_score", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.is_bound = False
         self._initial = self.run.initial_checkpoint()
@@ -66,10 +72,10 @@ class DownstreamExpert(nn.Module):
             featurizer: s3prl ``Featurizer``, on the run's device.
         """
         self.is_bound = True
+        self.run.bind(upstream, featurizer, self.best_score.device)
         if self._initial is not None and self._initial.get(FEATURIZER):
             featurizer.load_state_dict(self._initial[FEATURIZER])
         self._initial = None
-        self.run.bind(upstream, featurizer, self.best_score.device)
 
     @exits_on_bad_input
     def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader[Any]:

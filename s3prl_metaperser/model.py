@@ -38,9 +38,9 @@ def pool_frames(hidden_states: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "mean":
         return means
     centred = hidden_states - means.unsqueeze(1)
+    covariances = torch.einsum("itd,jtd->ijd", centred, centred) / hidden_states.shape[1]
     first, second = torch.triu_indices(len(means), len(means), device=means.device)
-    covariances = torch.stack([(centred[i] * centred[j]).mean(dim=0) for i, j in zip(first, second, strict=True)])
-    return torch.cat([means, covariances])
+    return torch.cat([means, covariances[first, second]])
 
 
 def combine_layers(statistics: Tensor, layer_weights: Tensor | None, layers: int, pooling: Pooling) -> Tensor:

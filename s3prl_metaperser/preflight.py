@@ -87,6 +87,8 @@ def check(arguments: Sequence[str]) -> list[str]:
     _check_device(args.device)
     _check_config(args, config)
     _check_experiment_folder(args)
+    if args.downstream == "metaperser":
+        _check_run(args, config, starts_anew=checkpoint_path is None)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")
     return passed_on
@@ -329,6 +331,16 @@ def _check_initial_checkpoint(args: argparse.Namespace) -> None:
     made_with = _load_checkpoint(path, "-i")["Args"].upstream
     if made_with != args.upstream:
         raise MetaPerSERError(f"-i {path}: made with -u {made_with}, but this run has -u {args.upstream}; use the same")
+
+
+def _check_run(args: argparse.Namespace, config: Config, starts_anew: bool) -> None:
+    """Set the run up as the expert will, all but the upstream: settings, corpus, split, episodes, ``init_from``."""
+    from s3prl_metaperser.run import Run
+
+    folder = Path(args.expdir or f"result/downstream/{args.expname}")
+    run = Run(config.get("downstream_expert"), 1, folder, {**config, **vars(args)})
+    if starts_anew:
+        run.initial_checkpoint()
 
 
 def _check_device(device: str) -> None:

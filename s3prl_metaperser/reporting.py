@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from s3prl_metaperser.atomic import replacing
+from s3prl_metaperser.atomic import locked, replacing
 from s3prl_metaperser.episodes import Episode
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.metrics import METRICS, Scores, decide
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.systems import DISPLAY_NAMES
@@ -44,6 +45,12 @@ class Report:
         self.settings = settings
         self.upstream = upstream
         self.emotions = list(emotions)
+        for path in folder.glob("results*.csv"):
+            columns = pd.read_csv(path, nrows=0).columns.tolist()
+            if columns != RESULT_COLUMNS:
+                raise MetaPerSERError(
+                    f"{path} has the columns {', '.join(columns)}; expected {', '.join(RESULT_COLUMNS)}: move it away"
+                )
 
     def write(self, split: str, evaluated: Sequence[EvaluatedEpisode]) -> Path:
         """Add these episodes' rows, in place of earlier rows of the same system, setting and annotator.
@@ -58,9 +65,12 @@ class Report:
         suffix = "" if split == "test" else f"-{split}"
         results = self.folder / f"results{suffix}.csv"
         rows = [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated]
-        _merge(results, pd.DataFrame(rows, columns=RESULT_COLUMNS))
         predictions = [row for one in evaluated for row in self._prediction_rows(one)]
-        _merge(self.folder / f"predictions{suffix}.csv", pd.DataFrame(predictions))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        waiting = f"[metaperser] another process writes into {self.folder}; waiting for it"
+        with (self.folder / ".lock").open("a") as file, locked(file, waiting):
+            _merge(results, pd.DataFrame(rows, columns=RESULT_COLUMNS))
+            _merge(self.folder / f"predictions{suffix}.csv", pd.DataFrame(predictions))
         return results
 
     def _run_cells(self, episode: Episode) -> dict[str, object]:

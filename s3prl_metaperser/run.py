@@ -5,9 +5,9 @@ The expert translates the runner's calls into this class's; nothing here knows o
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from s3prl_metaperser.adaptation.rates import LSLR
-from s3prl_metaperser.checkpoints import Contract, read_checkpoint
+from s3prl_metaperser.checkpoints import (
+    CONTRACT,
+    PROVENANCE,
+    TRAINING,
+    UPSTREAM_WEIGHTS,
+    Contract,
+    Provenance,
+    extra_state,
+    read_checkpoint,
+)
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.datasets import AggregatedBatches, Batch, EvaluationEpisodes, TrainingEpisodes, loader
 from s3prl_metaperser.episodes import Episode, Examples, Task, make_split, meta_test_episodes
@@ -31,8 +40,8 @@ from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
 from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system, task_batch
 from s3prl_metaperser.upstream.cache import (
-    AudioHashes,
     FeatureCache,
+    FileHashes,
     UpstreamIdentity,
     default_cache,
     weights_fingerprint,
@@ -40,9 +49,7 @@ from s3prl_metaperser.upstream.cache import (
 from s3prl_metaperser.upstream.features import Features, LiveFeatures, cached_features, check_features_vary
 from s3prl_metaperser.upstream.pooling import PooledUpstream
 
-CONTRACT = "contract"
-TRAINING = "training"
-EXTRA_STATE = "_extra_state"
+RUNNER_COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
 RATES_PREFIX = "learner.rates."
 NOT_BOUND = (
     "the runner's upstream was not found before its first batch; this needs s3prl's own runner, or one that calls "
@@ -64,7 +71,7 @@ class Run:
     """
 
     def __init__(
-        self, section: Mapping[str, Any], upstream_dim: int, folder: Path, arguments: Mapping[str, Any]
+        self, section: Mapping[str, Any] | None, upstream_dim: int, folder: Path, arguments: Mapping[str, Any]
     ) -> None:
         self.settings = read_settings(section, arguments.get("downstream_variant"))
         self.arguments = arguments
@@ -80,10 +87,19 @@ class Run:
             emotions=list(self.corpus.emotions),
             upstream=arguments["upstream"],
             upstream_dim=upstream_dim,
+            feature_selection=arguments.get("upstream_feature_selection", "hidden_states"),
+            layer_selection=arguments.get("upstream_layer_selection"),
+            normalize=bool(arguments.get("upstream_feature_normalize")),
             pooling=self.settings.model.pooling,
             projector_dim=self.settings.model.projector_dim,
             standardize=self.settings.model.standardize,
+            scope=self.settings.scope,
+            inner_steps=self.settings.meta.inner_steps,
+            lslr=self.settings.meta.lslr,
         )
+        self.provenance = Provenance.of(self.corpus, self.split)
+        self._upstream_weights = ""
+        self._expected_weights: tuple[str, str] | None = None
         self._episodes: dict[str, list[Episode]] = {}
         self._features: Features | None = None
         self._bound: PooledUpstream | None = None
@@ -91,7 +107,6 @@ class Run:
         self._dev_improved_at: int | None = None
         for role in ("dev", "test"):
             self.episodes(role)
-        self._say_who()
 
     def _check_arguments(self) -> None:
         if self.arguments.get("upstream_trainable"):
@@ -100,10 +115,30 @@ class Run:
             )
         if self.arguments["mode"] == "train" and self.system.training == "nothing":
             raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
-        if self.arguments["runner"].get("fp16"):
+        runner = self.arguments["runner"]
+        if runner.get("fp16"):
             raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
+        if self.arguments.get("specaug"):
+            raise MetaPerSERError(
+                "config section 'specaug' masks frames, but features are pooled once and cached without it; remove it"
+            )
+        for key in RUNNER_COUNTS:
+            if not (isinstance(runner.get(key), int) and runner[key] >= 1):
+                raise MetaPerSERError(
+                    f"config key 'runner.{key}' has the value {runner.get(key)!r}: a whole number > 0"
+                )
+        evaluated = runner.get("eval_dataloaders", [])
+        unknown = [name for name in evaluated if name not in ("dev", "test")]
+        if unknown:
+            raise MetaPerSERError(f"config key 'runner.eval_dataloaders' names {unknown[0]!r}; expected dev or test")
+        if evaluated == ["test", "dev"]:
+            raise MetaPerSERError("config key 'runner.eval_dataloaders' must name dev before test, which it decides on")
+        lr = self.arguments.get("optimizer", {}).get("lr", 0.0)
+        if not isinstance(lr, (int, float)):
+            raise MetaPerSERError(f"config key 'optimizer.lr' has the value {lr!r}: a number, in YAML such as 1.0e-3")
 
-    def _say_who(self) -> None:
+    def announce(self) -> None:
+        """Say on stderr who trains, chooses and is tested, and who is left out and why."""
         split = self.split
         test, dev = (", ".join(_some(task.annotator for task in tasks)) for tasks in (split.test, split.dev))
         print(
@@ -137,30 +172,38 @@ class Run:
 
     def initial_checkpoint(self) -> dict[str, Any] | None:
         """Read the checkpoint of ``init_from``, unless s3prl itself loads one (``-e``, ``-i``)."""
-        if self.settings.init_from is None or self.arguments.get("init_ckpt"):
-            if self.arguments["mode"] == "evaluate" and not self.arguments.get("init_ckpt"):
-                self._warn_untrained()
+        if self.arguments.get("init_ckpt") or self.system.training == "nothing":
             return None
-        return read_checkpoint(Path(self.settings.init_from))
-
-    def _warn_untrained(self) -> None:
-        if self.system.training != "nothing":
-            print(
-                f"[metaperser] warning: evaluating {DISPLAY_NAMES[self.settings.system]} with untrained weights; "
-                "give -e CHECKPOINT",
-                file=sys.stderr,
+        if self.arguments["mode"] != "train":
+            raise MetaPerSERError(
+                f"-m {self.arguments['mode']} of system {self.settings.system!r} needs a trained checkpoint; "
+                "give -e CHECKPOINT"
             )
+        return None if self.settings.init_from is None else read_checkpoint(Path(self.settings.init_from))
 
     def load_initial_weights(self, state: Mapping[str, Any]) -> None:
         """Take model and standardisation, and nothing else, from a checkpoint's downstream state."""
-        self.contract.check(state[EXTRA_STATE][CONTRACT], f"checkpoint {self.settings.init_from}")
+        self._accept(state, f"checkpoint {self.settings.init_from}", with_rates=False)
         kept = ("model.", "standardization.")
         own = {name.removeprefix("learner."): tensor for name, tensor in state.items() if name.startswith("learner.")}
         self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
 
     def saved_state(self) -> dict[str, Any]:
         """Describe the weights, for the checkpoint."""
-        return {CONTRACT: dict(vars(self.contract)), TRAINING: self.system.training}
+        return {
+            CONTRACT: asdict(self.contract),
+            PROVENANCE: asdict(self.provenance),
+            TRAINING: self.system.training,
+            UPSTREAM_WEIGHTS: self._upstream_weights,
+        }
+
+    def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
+        extra = extra_state(state, source)
+        self.contract.check(extra[CONTRACT], source, with_rates)
+        if self.arguments["mode"] != "inference":
+            self.provenance.check(extra[PROVENANCE], self.split.test, source)
+        self._expected_weights = (extra[UPSTREAM_WEIGHTS], source)
+        return extra
 
     def fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Check a checkpoint's downstream state against this run, and leave out what this system does not use.
@@ -169,19 +212,14 @@ class Run:
             MetaPerSERError: when it belongs to another upstream, emotion set or model, or lacks this system's weights.
         """
         source = f"checkpoint {self.arguments.get('init_ckpt')}"
-        if EXTRA_STATE not in state:
-            raise MetaPerSERError(f"{source} was not made by -d metaperser: it has no listener model in it")
-        self.contract.check(state[EXTRA_STATE][CONTRACT], source)
-        trained = state[EXTRA_STATE][TRAINING]
-        resuming = self.arguments["mode"] == "train" and self.arguments.get("past_exp")
-        if (resuming or self.system.training == "episodes") and trained != self.system.training:
+        trained = self._accept(state, source, with_rates=self.system.training == "episodes")[TRAINING]
+        if self.system.training not in (trained, "nothing"):
             raise MetaPerSERError(
                 f"{source} was trained on {trained}, but system {self.settings.system!r} needs one trained on "
                 f"{self.system.training}; to start from its weights use downstream_expert.init_from"
             )
-        if self.system.training == "episodes":
-            return dict(state)
-        return {name: value for name, value in state.items() if not name.startswith(RATES_PREFIX)}
+        own_rates = self.learner.rates is not None
+        return {name: value for name, value in state.items() if own_rates or not name.startswith(RATES_PREFIX)}
 
     # Features
 
@@ -191,6 +229,11 @@ class Run:
         weights = getattr(featurizer, "weights", None) if pooled.layers > 1 else None
         self.learner.bind_layer_weights(weights, pooled.layers)
         self._bound = pooled
+        self._upstream_weights = weights_fingerprint(upstream)
+        if self._expected_weights is not None and self._expected_weights[0] != self._upstream_weights:
+            raise MetaPerSERError(
+                f"{self._expected_weights[1]} was trained on an upstream of other weights; give the same -k as then"
+            )
 
     @property
     def features(self) -> Features:
@@ -209,8 +252,8 @@ class Run:
         else:
             chosen = self.settings.feature_cache
             root = default_cache() if chosen == "auto" else Path(chosen).expanduser()
-            cache = FeatureCache(root, self._identity(pooled))
-            features = cached_features(cache, AudioHashes(root, self.corpus.root), pooled, audio, pooled.device)
+            cache = FeatureCache(root, self._identity(pooled, root))
+            features = cached_features(cache, FileHashes(root, self.corpus.root), pooled, audio, pooled.device)
         statistics, deviations = features.raw(self.split.aggregated.utterances)
         check_features_vary(statistics, deviations, pooled)
         if self.settings.model.standardize:
@@ -219,14 +262,18 @@ class Run:
             features.transform(self.learner.standardization)
         return features
 
-    def _identity(self, pooled: PooledUpstream) -> UpstreamIdentity:
-        config = self.arguments.get("upstream_model_config")
+    def _identity(self, pooled: PooledUpstream, cache: Path) -> UpstreamIdentity:
+        def content(argument: str) -> str:
+            path = Path(self.arguments.get(argument) or "")
+            return FileHashes(cache, path.parent).of([path])[0] if path.is_file() else ""
+
         featurizer = pooled.featurizer
         return UpstreamIdentity(
             upstream=self.arguments["upstream"],
-            weights=weights_fingerprint(pooled.upstream),
-            model_config=hashlib.sha256(Path(config).read_bytes()).hexdigest() if config else "",
-            s3prl=version("s3prl"),
+            weights=self._upstream_weights,
+            ckpt=content("upstream_ckpt"),
+            model_config=content("upstream_model_config"),
+            code=", ".join(f"{name} {version(name)}" for name in ("s3prl", "torchaudio", "transformers")),
             feature_selection=featurizer.feature_selection,
             layer_selection=featurizer.layer_selection,
             normalize=featurizer.normalize,
@@ -237,6 +284,8 @@ class Run:
 
     def dataloader(self, split: str, batches_seen: int) -> DataLoader[Any]:
         """Give a split's batches; training goes on after ``batches_seen``."""
+        if split == "train" and self.arguments["mode"] != "train":
+            raise MetaPerSERError("-t train: evaluation is of dev or test")
         if split != "train":
             return loader(EvaluationEpisodes(self.episodes(split)))
         dataset = AggregatedBatches if self.system.training == "aggregated" else TrainingEpisodes
@@ -342,7 +391,8 @@ class Run:
             logger.add_scalar(f"metaperser/{split}-support_loss-last", float(curve[-1]), global_step=global_step)
 
         training = self.arguments["mode"] == "train"
-        dev_score = means[self.settings.select_by] if split == "dev" else None
+        # As the checkpoint's float32 buffer keeps it, so that an equal score is no improvement.
+        dev_score = float(np.float32(means[self.settings.select_by])) if split == "dev" else None
         if dev_score is not None and dev_score > best:
             self._dev_improved_at = global_step
         selects = "dev" in self.arguments["runner"].get("eval_dataloaders", [])

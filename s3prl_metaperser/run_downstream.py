@@ -53,15 +53,10 @@ def quieten() -> None:
 
 
 def trust_namespaces() -> None:
-    """Let torch's safe loader read the arguments in s3prl's checkpoints.
-
-    torch 2.3 has no such list; nor does it need one, its ``torch.load`` not being the safe one by default.
-    """
+    """Let torch's safe loader read the arguments in s3prl's checkpoints."""
     import torch
 
-    allow = getattr(torch.serialization, "add_safe_globals", None)
-    if allow is not None:
-        allow([argparse.Namespace])
+    torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 def install_stand_ins() -> None:

@@ -37,6 +37,8 @@ class DataSettings:
     """An annotator with fewer labels is left out, by name."""
     fold_count: PositiveInt | None = None
     """Number of groups the external annotators are dealt into; None: one annotator a fold, or 5 groups above 12."""
+    test_annotator: str | None = None
+    """Name of the test annotator; chooses the fold in which it is tested, over ``fold``."""
     test_sessions: list[int] | None = None
     """Sessions kept for the test annotator in the unseen scenario; None: the corpus's last session."""
 
@@ -158,7 +160,10 @@ def read_settings(section: Any, variant: str | None = None) -> Settings:
     """
     if not isinstance(section, Mapping):
         raise MetaPerSERError(f"config section {SECTION!r} should be a mapping of settings, found {section!r}")
-    chosen = {} if variant is None else {"fold": _fold_of(variant)}
+    chosen: dict[str, Any] = {} if variant is None else {"fold": _fold_of(variant)}
+    if section.get("feature_cache") is False:
+        # YAML 1.1 reads an unquoted ``off`` as false.
+        chosen["feature_cache"] = "off"
     try:
         return TypeAdapter(Settings).validate_python({**section, **chosen})
     except ValidationError as error:
@@ -174,7 +179,11 @@ def _fold_of(variant: str) -> int:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    path = [part for part in problem["loc"] if isinstance(part, str) and not part.startswith(("function-", "list["))]
+    path: list[str] = []
+    for part in problem["loc"]:
+        # Below a key pydantic names the alternative of a union that it tried; that is no key of the config.
+        if problem["type"] == "unexpected_keyword_argument" or part in _keys_at(path):
+            path.append(str(part))
     known = _keys_at(path[:-1])
     key = ".".join([SECTION, *path])
     match problem["type"]:

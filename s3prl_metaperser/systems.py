@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from s3prl_metaperser.adaptation.rates import FixedRate, Rates
+from s3prl_metaperser.datasets import EPISODES_PER_BATCH
 from s3prl_metaperser.episodes import Episode, Examples, generator
 from s3prl_metaperser.learner import Learner, TaskBatch
 from s3prl_metaperser.metrics import score
@@ -62,7 +63,6 @@ def task_batch(examples: Sequence[Examples], features: Features, device: torch.d
 class System(ABC):
     """One row of Table 1."""
 
-    name: SystemName
     training: Training
 
     def tune(self, learner: Learner, features: Features, dev: Sequence[Episode]) -> str | None:
@@ -89,7 +89,6 @@ class Random(System):
     Table 1's Random row is the same for every upstream, so it is chance, not an untrained network.
     """
 
-    name: SystemName = "random"
     training: Training = "nothing"
 
     def __init__(self, seed: int) -> None:
@@ -112,7 +111,6 @@ class Random(System):
 class EntireZero(System):
     """SSL-E as it is, without adaptation."""
 
-    name: SystemName = "entire_zero"
     training: Training = "aggregated"
 
     def predict(self, learner: Learner, features: Features, episodes: Sequence[Episode]) -> Prediction:
@@ -144,7 +142,6 @@ class AdaptingSystem(System):
 class EntireFew(AdaptingSystem):
     """SSL-E fine-tuned on the support set at one rate, the best of some on the dev annotator."""
 
-    name: SystemName = "entire_few"
     training: Training = "aggregated"
 
     def __init__(self, adaptation: AdaptationSettings, select_by: MetricName) -> None:
@@ -169,8 +166,11 @@ class EntireFew(AdaptingSystem):
         scores = []
         for lr in self.candidates:
             self.lr = lr
-            probabilities = self.predict(learner, features, dev).probabilities
-            own = [score(p, episode.query.targets) for p, episode in zip(probabilities, dev, strict=True)]
+            own = []
+            for begin in range(0, len(dev), EPISODES_PER_BATCH):
+                batch = dev[begin : begin + EPISODES_PER_BATCH]
+                probabilities = self.predict(learner, features, batch).probabilities
+                own += [score(p, episode.query.targets) for p, episode in zip(probabilities, batch, strict=True)]
             scores.append(float(np.mean([getattr(one, self.select_by) for one in own])))
         self.lr = self.candidates[int(np.argmax(scores))]
         tried = ", ".join(f"{lr:g}: {value:.2f}" for lr, value in zip(self.candidates, scores, strict=True))
@@ -180,7 +180,6 @@ class EntireFew(AdaptingSystem):
 class MetaPerSER(AdaptingSystem):
     """The meta-learned initialisation, adapted at the meta-learned rates."""
 
-    name: SystemName = "meta_perser"
     training: Training = "episodes"
 
     def rates(self, learner: Learner) -> Rates:

@@ -15,6 +15,7 @@ from s3prl.upstream.interfaces import Featurizer
 
 from s3prl_metaperser import configs
 from s3prl_metaperser.expert import DownstreamExpert
+from s3prl_metaperser.settings import read_settings
 
 
 def arguments(corpus_folder: Path, folder: Path, system="meta_perser", **expert):
@@ -75,6 +76,8 @@ CONFIGS = {
     "fold that is not there": ({"fold": 7}, ["fold 7 does not exist", "fold1 to fold3"]),
     "K and Q too large": ({"episodes": {"queries": 100}}, ["'E2'", "60 labelled utterances", "104"]),
     "nothing to train": ({"system": "random"}, ["random", "-m evaluate"]),
+    "bad candidate rate": ({"adaptation": {"lr": [0.1, "x"]}}, ["downstream_expert.adaptation.lr'", "'x'"]),
+    "no such annotator": ({"data": {"test_annotator": "E33"}}, ["test_annotator 'E33'", "'E3'"]),
     "no such checkpoint": ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt", "does not exist"]),
     "no such corpus": ({"corpus": "nowhere"}, ["nowhere"]),
 }
@@ -97,9 +100,17 @@ def test_command_line_that_cannot_be_used(capfd, tmp_path, small_corpus):
     ]:
         given = arguments(small_corpus, tmp_path) | change
         refused(capfd, lambda given=given: DownstreamExpert(**given), *expected)
+    for key, value in [("fp16", True), ("total_steps", "1e4"), ("log_step", 0), ("eval_dataloaders", ["test", "dev"])]:
+        given = arguments(small_corpus, tmp_path)
+        given["runner"][key] = value
+        refused(capfd, lambda given=given: DownstreamExpert(**given), f"runner.{key}")
+    given = arguments(small_corpus, tmp_path) | {"specaug": {"max_n_masks": 2}}
+    refused(capfd, lambda: DownstreamExpert(**given), "specaug")
     given = arguments(small_corpus, tmp_path)
-    given["runner"]["fp16"] = True
-    refused(capfd, lambda: DownstreamExpert(**given), "runner.fp16")
+    given["optimizer"]["lr"] = "1e-3"
+    refused(capfd, lambda: DownstreamExpert(**given), "optimizer.lr", "1.0e-3")
+    without_section = {k: v for k, v in arguments(small_corpus, tmp_path).items() if k != "downstream_expert"}
+    refused(capfd, lambda: DownstreamExpert(**without_section), "downstream_expert", "mapping")
     expert = DownstreamExpert(**arguments(small_corpus, tmp_path))
     refused(capfd, lambda: expert.get_dataloader("tset"), "tset", "dev or test")
 
@@ -111,11 +122,19 @@ def state_of(expert, **contract):
     return state
 
 
+def saved(expert, path):
+    torch.save({"Downstream": expert.state_dict(), "Args": argparse.Namespace()}, path)
+    return str(path)
+
+
 CHECKPOINTS = {
     "another upstream": ({"upstream": "wavlm_base"}, ["upstream 'wavlm_base'", "'fbank_no_cmvn'"]),
     "another emotion set": ({"emotions": ["sad", "happy"]}, ["emotions sad, happy", "frustrated, angry"]),
     "another pooling": ({"pooling": "mean_std"}, ["pooling 'mean_std'", "'mean'"]),
     "another width": ({"projector_dim": 7}, ["projector_dim 7", "256"]),
+    "another layer": ({"layer_selection": 3}, ["layer_selection 3", "None"]),
+    "unstandardised": ({"standardize": False}, ["standardize False", "True"]),
+    "an older format": ({"normalize": None}, ["normalize None", "False"]),
 }
 
 
@@ -144,8 +163,42 @@ def test_ssl_e_checkpoint_is_no_meta_perser(capfd, tmp_path, small_corpus):
     ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero")).state_dict()
     meta = DownstreamExpert(**arguments(small_corpus, tmp_path))
     refused(capfd, lambda: meta.load_state_dict(ssl), "trained on aggregated", "init_from")
-    few = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_few") | {"mode": "evaluate"})
-    few.load_state_dict(meta.state_dict())
+    given = arguments(small_corpus, tmp_path, system="entire_few") | {"mode": "evaluate", "init_ckpt": "x.ckpt"}
+    few = DownstreamExpert(**given)
+    refused(capfd, lambda: few.load_state_dict(meta.state_dict()), "x.ckpt was trained on episodes")
+    for change in ({"inner_steps": 3}, {"lslr": False}):
+        other = DownstreamExpert(**arguments(small_corpus, tmp_path, meta=change))
+        refused(capfd, lambda other=other: other.load_state_dict(meta.state_dict()), next(iter(change)))
+    given = arguments(small_corpus, tmp_path) | {"mode": "evaluate"}
+    refused(capfd, lambda: DownstreamExpert(**given), "needs a trained checkpoint; give -e")
+
+
+def test_checkpoint_that_has_heard_the_test(capfd, tmp_path, small_corpus):
+    """One SSL-E serves one fold: in another, its training annotators are tested; in unseen, its recordings are."""
+    ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero"))
+    path = saved(ssl, tmp_path / "seen1.ckpt")
+    for change, expected in [
+        ({"fold": 3}, ["seen1.ckpt was trained or chosen on labels of E3"]),
+        ({"fold": 2}, ["labels of E2, whom this run tests on"]),
+        ({"scenario": "unseen", "episodes": {"queries": 4}}, ["recordings of session 5", "scenario unseen"]),
+    ]:
+        given = arguments(small_corpus, tmp_path, init_from=path, **change)
+        refused(capfd, lambda given=given: DownstreamExpert(**given), *expected)
+    other_fold = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero", fold=2))
+    refused(capfd, lambda: other_fold.load_state_dict(ssl.state_dict()), "labels of E2")
+    DownstreamExpert(**arguments(small_corpus, tmp_path, init_from=path))
+
+
+def test_checkpoint_of_the_same_upstream_with_other_weights(capfd, tmp_path, small_corpus):
+    ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero"))
+    upstream = fbank_no_cmvn()
+    ssl.bind(upstream, Featurizer(upstream, upstream_device="cpu"))
+    given = arguments(small_corpus, tmp_path, init_from=saved(ssl, tmp_path / "ssl.ckpt"))
+    DownstreamExpert(**given).bind(upstream, Featurizer(upstream, upstream_device="cpu"))
+    upstream.register_buffer("window", torch.ones(1))
+    other = DownstreamExpert(**given)
+    featurizer = Featurizer(upstream, upstream_device="cpu")
+    refused(capfd, lambda: other.bind(upstream, featurizer), "ssl.ckpt was trained on an upstream of other weights")
 
 
 AUDIO = {
@@ -184,3 +237,16 @@ def test_cache_folder_that_cannot_be_written(capfd, tmp_path, small_corpus):
     (tmp_path / "file").write_text("")
     given = arguments(small_corpus, tmp_path, feature_cache=str(tmp_path / "file/cache"))
     refused(capfd, lambda: one_training_step(given), "file/cache", "feature_cache")
+
+
+def test_off_in_yaml_is_off(small_corpus):
+    """YAML 1.1 reads an unquoted off as false."""
+    section = yaml.safe_load(f"{{corpus: '{small_corpus}', feature_cache: off}}")
+    assert read_settings(section).feature_cache == "off"
+
+
+def test_results_file_of_another_program_is_not_touched(capfd, tmp_path, small_corpus):
+    given = arguments(small_corpus, tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/results.csv").write_text("name,score\nme,1\n")
+    refused(capfd, lambda: DownstreamExpert(**given), "run/results.csv has the columns name, score")

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from s3prl_metaperser import episodes
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.episodes import (
     draw_episode,
@@ -13,7 +14,6 @@ from s3prl_metaperser.episodes import (
     make_split,
     meta_test_episodes,
     tasks_of_step,
-    utterances_of,
 )
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.settings import DataSettings
@@ -41,13 +41,14 @@ def test_no_label_of_test_or_dev_and_no_test_session_reaches_training(corpus, sc
     assert split.left_out.keys() == {"E9"}
 
     def sessions(task):
-        return {int(utterance[3:5]) for utterance in utterances_of([task])}
+        return {int(utterance[3:5]) for utterance in task.examples.utterances}
 
     reserved = {5} if scenario == "unseen" else set()
     for task in (*split.train, *split.dev):
         assert not sessions(task) & reserved
     assert sessions(split.test[0]) == ({5} if scenario == "unseen" else {1, 2, 3, 4, 5})
-    assert set(split.aggregated.utterances) == utterances_of(split.train)
+    assert set(split.aggregated.utterances) == {u for task in split.train for u in task.examples.utterances}
+    assert split.kept_sessions == reserved
 
     # The aggregated target is the mean over the training annotators alone, worked out from the rows.
     frame, targets = corpus.annotations, corpus.targets()
@@ -58,13 +59,24 @@ def test_no_label_of_test_or_dev_and_no_test_session_reaches_training(corpus, sc
 
 
 def test_a_leak_is_caught_whatever_dealt_the_rows(corpus, monkeypatch):
-    import s3prl_metaperser.episodes as episodes
-
-    honest = episodes._tasks
-    everything = lambda frame, targets, rows: honest(frame, targets, np.ones(len(frame), dtype=bool))  # noqa: E731
-    monkeypatch.setattr(episodes, "_tasks", everything)
+    """The assertion looks at the corpus's rows itself; here the code that deals them is broken in two ways."""
+    honest_tasks, honest_aggregate = episodes._tasks, episodes._aggregate
+    everything = np.ones(len(corpus.annotations), dtype=bool)
+    monkeypatch.setattr(episodes, "_tasks", lambda frame, targets, rows: honest_tasks(frame, targets, everything))
     with pytest.raises(AssertionError, match="leak"):
         make_split(corpus, "seen", 1, FEW)
+    monkeypatch.undo()
+    all_tasks = honest_tasks(corpus.annotations, corpus.targets(), everything)
+    monkeypatch.setattr(episodes, "_aggregate", lambda train: honest_aggregate(all_tasks))
+    with pytest.raises(AssertionError, match="no training annotator labelled"):
+        make_split(corpus, "unseen", 1, FEW)
+
+
+def test_the_test_annotator_can_be_named(corpus):
+    split = make_split(corpus, "seen", 1, dataclasses.replace(FEW, test_annotator="E3"))
+    assert names(split.test) == ["E3"]
+    with pytest.raises(MetaPerSERError, match=r"test_annotator 'E33'.*did you mean 'E3'"):
+        make_split(corpus, "seen", 1, dataclasses.replace(FEW, test_annotator="E33"))
 
 
 def test_crowds_are_dealt_into_groups(corpus):
@@ -115,8 +127,8 @@ def test_too_few_labels_say_how_many_there_are(corpus):
     with pytest.raises(MetaPerSERError, match=r"'E1' has 12 labelled utterances here; shots 8 \+ queries 8 need 16"):
         draw_episode(task, 8, 8, seed=1, index=0)
     tasks = make_split(corpus, "seen", 1, dataclasses.replace(FEW, fold_count=2)).train
-    episodes, passed_over = meta_test_episodes([*tasks, task], 4, 8, number=2, seed=1)
-    assert ([e.annotator for e in episodes], passed_over) == (["F1", "F1", "M2", "M2", "E1", "E1"], [])
+    drawn, passed_over = meta_test_episodes([*tasks, task], 4, 8, number=2, seed=1)
+    assert ([e.annotator for e in drawn], passed_over) == (["F1", "F1", "M2", "M2", "E1", "E1"], [])
     _, passed_over = meta_test_episodes([*make_split(corpus, "seen", 1, FEW).train, task], 10, 8, number=1, seed=1)
     assert passed_over == ["E1", "F1", "M2"], "in a crowd, those with too few are passed over"
 

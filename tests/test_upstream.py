@@ -16,12 +16,12 @@ from s3prl.upstream.wavlm.hubconf import wavlm_local
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.model import combine_layers
-from s3prl_metaperser.upstream.cache import AudioHashes, FeatureCache, UpstreamIdentity, weights_fingerprint
+from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, weights_fingerprint
 from s3prl_metaperser.upstream.features import cached_features, check_features_vary
 from s3prl_metaperser.upstream.pooling import PooledUpstream
 
 CPU = torch.device("cpu")
-IDENTITY = UpstreamIdentity("fbank_no_cmvn", "w", "", "0.4.18", "hidden_states", None, False, "mean")
+IDENTITY = UpstreamIdentity("fbank_no_cmvn", "w", "", "", "s3prl 0.4.18", "hidden_states", None, False, "mean")
 
 
 def pooled_upstream(upstream, pooling="mean", normalize=False):
@@ -62,6 +62,15 @@ class Framewise(torch.nn.Module):
 
     def forward(self, wavs):
         padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+        whole = torch.nn.functional.pad(padded, (0, -padded.shape[1] % 100))
+        return {"hidden_states": [whole.reshape(len(wavs), -1, 100)]}
+
+
+class DroppingTheLastFrame(Framewise):
+    """The same without the padding to whole frames: s3prl then takes a batch-mate's padding for a frame, or not."""
+
+    def forward(self, wavs):
+        padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
         return {"hidden_states": [padded[:, : padded.shape[1] // 100 * 100].reshape(len(wavs), -1, 100)]}
 
 
@@ -74,13 +83,14 @@ def test_a_clip_never_depends_on_its_batch_mates(wavlm):
     careful, carefree = pooled_upstream(wavlm), pooled_upstream(Framewise())
     assert not careful.padding_is_harmless
     assert not pooled_upstream(fbank_no_cmvn()).padding_is_harmless
+    assert not pooled_upstream(DroppingTheLastFrame()).padding_is_harmless
     assert carefree.padding_is_harmless
     lengths = [8000, 9000, 8000, 8000, 9000]
     assert list(careful.batches(lengths, 10)) == [[0, 2, 3], [1, 4]]
     assert list(carefree.batches(lengths, 10)) == [[0, 2, 3, 1, 4]]
     assert list(carefree.batches(lengths, 1)) == [[0, 2], [3], [1], [4]], "1 s of audio a batch"
-    for pooled in (careful, carefree):
-        clips = [noise(0.5, seed) for seed in range(3)]
+    for pooled, seconds in [(careful, (0.5, 0.5, 0.5)), (carefree, (0.5033, 0.5066, 0.5099))]:
+        clips = [noise(length, seed) for seed, length in enumerate(seconds)]
         together = pooled(clips)
         for clip, beside in zip(clips, together, strict=True):
             torch.testing.assert_close(pooled([clip])[0].statistics, beside.statistics, rtol=1e-4, atol=1e-5)
@@ -105,7 +115,8 @@ def test_extraction_leaves_modes_and_random_state_alone(wavlm):
         ("upstream", "hubert"),
         ("weights", "v"),
         ("model_config", "c"),
-        ("s3prl", "0.4.19"),
+        ("ckpt", "k"),
+        ("code", "s3prl 0.4.19"),
         ("feature_selection", "last_hidden_state"),
         ("layer_selection", 3),
         ("normalize", True),
@@ -115,7 +126,7 @@ def test_extraction_leaves_modes_and_random_state_alone(wavlm):
 def test_everything_that_changes_features_changes_the_key(field, value):
     assert dataclasses.replace(IDENTITY, **{field: value}).key != IDENTITY.key
     assert {field.name for field in dataclasses.fields(IDENTITY)} == {
-        *("upstream", "weights", "model_config", "s3prl"),
+        *("upstream", "weights", "ckpt", "model_config", "code"),
         *("feature_selection", "layer_selection", "normalize", "pooling"),
     }
 
@@ -143,7 +154,7 @@ def test_each_recording_goes_through_the_upstream_once_until_it_changes(tmp_path
     def table():
         seen.clear()
         cache = FeatureCache(tmp_path / "cache", IDENTITY)
-        return cached_features(cache, AudioHashes(tmp_path / "cache", tmp_path), pooled, recordings, CPU)
+        return cached_features(cache, FileHashes(tmp_path / "cache", tmp_path), pooled, recordings, CPU)
 
     cold, extracted = table().gather(["3", "0", "3"]), len(seen)
     assert extracted >= 5
@@ -171,10 +182,10 @@ pooled = PooledUpstream(upstream, Featurizer(upstream, upstream_device="cpu"), "
 pooled.__dict__["padding_is_harmless"] = False
 count = []
 upstream.register_forward_hook(lambda m, i, o: count.extend(i[0]))
-identity = UpstreamIdentity("fbank_no_cmvn", "w", "", "0.4.18", "hidden_states", None, False, "mean")
+identity = UpstreamIdentity("fbank_no_cmvn", "w", "", "", "s3prl 0.4.18", "hidden_states", None, False, "mean")
 audio = {path.stem: path for path in sorted(root.glob("*.wav"))}
 print("ready", flush=True); sys.stdin.readline()
-cache, hashes = FeatureCache(root / "cache", identity), AudioHashes(root / "cache", root)
+cache, hashes = FeatureCache(root / "cache", identity), FileHashes(root / "cache", root)
 table = cached_features(cache, hashes, pooled, audio, torch.device("cpu"))
 print(len(count), float(table.gather(sorted(audio)).double().sum()))
 """
@@ -200,7 +211,7 @@ def test_processes_share_a_cache_without_repeating_work(tmp_path, recordings):
 
 def test_a_damaged_cache_file_is_named(tmp_path, recordings):
     pooled = pooled_upstream(fbank_no_cmvn())
-    cached_features(FeatureCache(tmp_path / "c", IDENTITY), AudioHashes(tmp_path, tmp_path), pooled, recordings, CPU)
+    cached_features(FeatureCache(tmp_path / "c", IDENTITY), FileHashes(tmp_path, tmp_path), pooled, recordings, CPU)
     (shard,) = (tmp_path / "c").rglob("shard-*.safetensors")
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(MetaPerSERError, match=rf"{shard.name} is damaged; delete it"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,10 +41,10 @@ def _add_table1_arguments(parser: argparse.ArgumentParser) -> None:
         default="linear",
         help="what adapts: two linear layers, or the weighted sum too",
     )
-    add("--folds", type=int, metavar="N", help="only the first N folds; all by default")
-    add("--shots", type=int, default=32, help="K, labelled clips to adapt on")
-    add("--queries", type=int, default=128, help="Q, clips to score")
-    add("--episodes", type=int, default=10, help="per test annotator")
+    add("--folds", type=_positive, metavar="N", help="only the first N folds; all by default")
+    add("--shots", type=_positive, default=32, help="K, labelled clips to adapt on")
+    add("--queries", type=_positive, default=128, help="Q, clips to score")
+    add("--episodes", type=_positive, default=10, help="per test annotator")
     add(
         "--query",
         nargs="+",
@@ -58,9 +59,35 @@ def _add_table1_arguments(parser: argparse.ArgumentParser) -> None:
         default=[0.03, 0.1],
         help="inner rates of Meta-PerSER to choose from on dev",
     )
+    add(
+        "--set",
+        nargs="+",
+        type=_setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="further config settings, such as downstream_expert.data.min_annotations=24",
+    )
     add("--seed", type=int, default=1337, help="of initial weights and all draws")
-    add("--jobs", type=int, default=1, help="folds that run side by side")
-    add("--threads", type=int, default=1, help="CPU threads of each run")
+    add("--jobs", type=_positive, default=1, help="folds that run side by side")
+    add("--threads", type=_positive, default=1, help="CPU threads of each run")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
 
 
 def _run_table1(args: argparse.Namespace) -> int:
@@ -80,6 +107,7 @@ def _run_table1(args: argparse.Namespace) -> int:
         candidates=tuple(Candidate(query, lr) for query in args.query for lr in args.inner_lr),
         seed=args.seed,
         threads=args.threads,
+        overrides=tuple(args.set),
     )
     experiment.run(args.jobs)
     print((args.out / "table1.md").read_text(encoding="utf-8"))

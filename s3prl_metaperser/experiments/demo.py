@@ -33,10 +33,12 @@ def run_demo(out: Path, seed: int) -> None:
     from s3prl_metaperser.experiments.table1 import Candidate, Table1
 
     begin = time.monotonic()
-    recordings, corpus_folder = out / "recordings", out / "corpus"
+    recordings, corpus_folder = out / f"recordings-seed{seed}", out / "corpus"
     if not recordings.exists():
         _say(f"making synthetic recordings and listeners in {recordings}")
-        write_demo_corpus(recordings, seed=seed)
+        unfinished = recordings.with_name(f"{recordings.name}.part")
+        write_demo_corpus(unfinished, seed=seed, overwrite=True)
+        unfinished.rename(recordings)
     _say(f"metaperser prepare iemocap {recordings} --out {corpus_folder}")
     corpus, report = prepare_iemocap(recordings)
     write_corpus(corpus, corpus_folder, overwrite=True)

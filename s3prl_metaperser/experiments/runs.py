@@ -14,17 +14,27 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from s3prl_metaperser import __version__
+import s3prl_metaperser
 from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.errors import MetaPerSERError
 
 DONE = "done.json"
 LOG = "log.txt"
+
+
+@cache
+def _code_fingerprint() -> str:
+    package = Path(s3prl_metaperser.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -77,17 +87,22 @@ class Run:
             *(["-i", str(self.checkpoint)] if self.checkpoint else []),
         ]
 
-    def fingerprint(self) -> str:
-        """Hash everything that determines the run: version, command, config, and the weights it starts from."""
+    def fingerprint(self, threads: int) -> str:
+        """Hash everything that determines the run: code, command, config, corpus, and the weights it starts from."""
         config = dict(self.config)
-        sources = [self.checkpoint, config["downstream_expert"].get("init_from")]
+        corpus = Path(config["downstream_expert"]["corpus"])
+        read = [
+            *(corpus / "annotations.csv", corpus / "corpus.json"),
+            *(self.checkpoint, config["downstream_expert"].get("init_from"), self.upstream.ckpt),
+        ]
         parts = {
-            "version": __version__,
+            "code": _code_fingerprint(),
             "mode": self.mode,
             "config": config,
             "upstream": asdict(self.upstream),
             "seed": self.seed,
-            "weights": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in sources if path],
+            "threads": threads,
+            "files": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in read if path],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -100,7 +115,7 @@ class Run:
         Raises:
             MetaPerSERError: when the runner fails; with its last words.
         """
-        fingerprint = self.fingerprint()
+        fingerprint = self.fingerprint(threads)
         done = self.folder / DONE
         if done.exists() and json.loads(done.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
             return

@@ -18,13 +18,14 @@ import yaml
 from tqdm import tqdm
 
 from s3prl_metaperser import configs
+from s3prl_metaperser.atomic import locked
 from s3prl_metaperser.corpus.manifest import load_corpus
-from s3prl_metaperser.episodes import fold_count
+from s3prl_metaperser.episodes import fold_count, make_split, meta_test_episodes
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.figures import systems_figure, write_figure
 from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.experiments.tables import read_results, summarise, write_table
-from s3prl_metaperser.settings import DataSettings, Query, Scenario, Scope, SystemName
+from s3prl_metaperser.settings import Query, Scenario, Scope, SystemName, read_settings
 
 SSL_E = "ssl_e"
 META_PERSER = "meta_perser"
@@ -110,6 +111,16 @@ class Table1:
             MetaPerSERError: when the corpus or a setting is wrong, before anything is run, or when runs failed.
         """
         cells = [(scenario, fold) for scenario in self.scenarios for fold in self._folds()]
+        self._check(cells)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = (self.out / ".lock").open("a")
+        except OSError as error:
+            raise MetaPerSERError(f"--out {self.out} cannot be written: {error.strerror}") from None
+        with lock, locked(lock, f"another experiment writes into {self.out}; waiting for it"):
+            return self._run_cells(cells, jobs)
+
+    def _run_cells(self, cells: list[tuple[Scenario, int]], jobs: int) -> pd.DataFrame:
         queries = {candidate.query for candidate in self.candidates}
         total = len(cells) * (1 + len(BASELINES) + len(self.candidates) + len(queries))
         failures: list[str] = []
@@ -146,11 +157,20 @@ class Table1:
 
     def _folds(self) -> list[int]:
         corpus = load_corpus(self.corpus)
-        available = fold_count(corpus, DataSettings(**self._config(SSL_E, self.scenarios[0])["downstream_expert"].get("data", {})))
+        available = fold_count(corpus, read_settings(self._config(SSL_E, self.scenarios[0])["downstream_expert"]).data)
         wanted = available if self.folds is None else self.folds
         if wanted > available:
             raise MetaPerSERError(f"--folds {wanted} asked for, but corpus {corpus.name!r} has {available}")
         return list(range(1, wanted + 1))
+
+    def _check(self, cells: list[tuple[Scenario, int]]) -> None:
+        """Draw every cell's episodes, so that too few labels are found before anything is run."""
+        corpus = load_corpus(self.corpus)
+        for scenario, fold in cells:
+            settings = read_settings(self._config(SSL_E, scenario)["downstream_expert"])
+            split = make_split(corpus, scenario, fold, settings.data)
+            for tasks in (split.dev, split.test):
+                meta_test_episodes(tasks, self.shots, self.queries, 1, self.seed)
 
     def _config(self, system: str, scenario: Scenario) -> dict[str, Any]:
         name = system if scenario == "seen" else f"{system}_{scenario}"

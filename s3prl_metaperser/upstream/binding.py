@@ -9,15 +9,21 @@ the first Featurizer that run after the expert was made, which are the runner's,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-Bind = Callable[[nn.Module, nn.Module], None]
-"""Takes (upstream, featurizer), both unwrapped from DDP."""
+
+class Bindable(Protocol):
+    """An expert that can take the runner's modules."""
+
+    is_bound: bool
+
+    def bind(self, upstream: nn.Module, featurizer: nn.Module) -> None:
+        """Take (upstream, featurizer), both unwrapped from DDP."""
+        ...
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -33,12 +39,11 @@ def is_upstream(module: nn.Module) -> bool:
     return hasattr(module, "get_downsample_rates")
 
 
-def catch_upstream_and_featurizer(expert: nn.Module, bind: str = "bind") -> None:
+def catch_upstream_and_featurizer(expert: Bindable) -> None:
     """Call ``expert.bind(upstream, featurizer)`` just before the runner's first featurizer forward.
 
     Args:
-        expert: is referenced weakly; when it is gone, the hook goes too.
-        bind: name of its method.
+        expert: is referenced weakly; when it is gone or bound, the hook goes too.
     """
     from s3prl.upstream.interfaces import Featurizer
 
@@ -54,7 +59,7 @@ def catch_upstream_and_featurizer(expert: nn.Module, bind: str = "bind") -> None
         if isinstance(inner, Featurizer):
             if "upstream" in caught:
                 handle.remove()
-                getattr(owner, bind)(caught["upstream"], inner)
+                owner.bind(caught["upstream"], inner)
         elif "upstream" not in caught and is_upstream(inner):
             caught["upstream"] = inner
 

@@ -8,12 +8,11 @@ which the kernel releases when the process ends, however it ends.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from s3prl_metaperser.atomic import replacing, write_text
+from s3prl_metaperser.atomic import locked, replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.pooling import PooledClip
 
@@ -36,8 +35,9 @@ class UpstreamIdentity:
     Attributes:
         upstream: s3prl's name (``-u``).
         weights: SHA-256 over names, shapes and bytes of its parameters and buffers.
+        ckpt: SHA-256 of the file given by ``-k``, or empty: its settings matter beside its weights.
         model_config: SHA-256 of the file given by ``-g``, or empty.
-        s3prl: its version, since upstreams without weights are code.
+        code: versions of the libraries that compute the features.
         feature_selection: s3prl's ``-s``, as the featurizer resolved it.
         layer_selection: s3prl's ``-l``.
         normalize: s3prl's ``--upstream_feature_normalize``.
@@ -46,8 +46,9 @@ class UpstreamIdentity:
 
     upstream: str
     weights: str
+    ckpt: str
     model_config: str
-    s3prl: str
+    code: str
     feature_selection: str
     layer_selection: int | None
     normalize: bool
@@ -77,12 +78,15 @@ def default_cache() -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path`` (made if missing) between processes of one machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def naming_the_folder(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that names the cache and the cure."""
+    try:
         yield
+    except OSError as error:
+        raise MetaPerSERError(
+            f"feature cache {folder} cannot be used: {error.strerror}; "
+            "set downstream_expert.feature_cache or METAPERSER_CACHE to a folder that can be written"
+        ) from None
 
 
 class FeatureCache:
@@ -98,19 +102,18 @@ class FeatureCache:
         self.identity = identity
         self._places: dict[str, tuple[Path, int]] = {}
         self._known_shards: set[Path] = set()
-        try:
+        with naming_the_folder(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "identity.json").exists():
                 write_text(self.folder / "identity.json", json.dumps(asdict(identity), indent=2) + "\n")
-        except OSError as error:
-            raise MetaPerSERError(
-                f"feature cache {self.folder} cannot be written: {error.strerror}; "
-                "set downstream_expert.feature_cache or METAPERSER_CACHE to a folder that can"
-            ) from None
 
-    def extracting(self) -> AbstractContextManager[None]:
-        """Hold the right to add clips; others wait and then find them here."""
-        return locked(self.folder / ".lock")
+    @contextmanager
+    def extracting(self) -> Iterator[None]:
+        """Hold the right to add clips; others wait, saying so, and then find them here."""
+        with naming_the_folder(self.folder):
+            file = (self.folder / ".lock").open("a")
+        with file, locked(file, f"[metaperser] another process fills {self.folder}; waiting for it"):
+            yield
 
     def refresh(self) -> None:
         """Read the headers of shards that appeared since the last look."""
@@ -141,7 +144,7 @@ class FeatureCache:
             "statistics": torch.stack([clips[audio].statistics for audio in names]),
             "frame_deviation": torch.tensor([clips[audio].frame_deviation for audio in names]),
         }
-        with replacing(path) as temporary:
+        with naming_the_folder(self.folder), replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"audio": json.dumps(names)})
         self._places.update({audio: (path, row) for row, audio in enumerate(names)})
         self._known_shards.add(path)
@@ -164,7 +167,7 @@ class FeatureCache:
         for path, places in wanted.items():
             indices = torch.tensor([index for index, _ in places])
             rows = torch.tensor([row for _, row in places])
-            with safe_open(path, framework="pt") as shard:
+            with naming_the_folder(self.folder), safe_open(path, framework="pt") as shard:
                 part = shard.get_tensor("statistics")[rows]
                 deviations[indices] = shard.get_tensor("frame_deviation")[rows]
             if statistics is None:
@@ -175,21 +178,20 @@ class FeatureCache:
         return statistics, deviations
 
 
-class AudioHashes:
-    """SHA-256 of audio files, remembered by path, size and time of change, as git does.
+class FileHashes:
+    """SHA-256 of files, remembered by path, size and time of change, as git does.
 
     Args:
         root: the cache folder.
-        audio_root: the corpus's audio folder; each has a file of its own.
+        files_root: the folder of the files, such as a corpus's audio; each has a memory of its own.
     """
 
-    def __init__(self, root: Path, audio_root: Path) -> None:
-        name = hashlib.sha256(str(audio_root).encode()).hexdigest()[:20]
-        self.path = root / "audio-hashes" / f"{name}.json"
-        self._known: dict[str, list] = {}
+    def __init__(self, root: Path, files_root: Path) -> None:
+        name = hashlib.sha256(str(files_root.resolve()).encode()).hexdigest()[:20]
+        self.path = root / "file-hashes" / f"{name}.json"
         try:
-            self._known = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            self._known: dict[str, list] = dict(json.loads(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             self._known = {}
 
     def of(self, paths: Sequence[Path]) -> list[str]:
@@ -209,9 +211,10 @@ class AudioHashes:
                     changed = True
             except OSError as error:
                 raise MetaPerSERError(
-                    f"audio file {path} cannot be read: {error.strerror}; restore it or run metaperser prepare again"
+                    f"file {path} cannot be read: {error.strerror}; restore it, or run metaperser prepare again"
                 ) from None
             hashes.append(known[2])
         if changed:
-            write_text(self.path, json.dumps(self._known))
+            with naming_the_folder(self.path.parent):
+                write_text(self.path, json.dumps(self._known))
         return hashes

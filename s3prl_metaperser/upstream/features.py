@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.upstream.cache import AudioHashes, FeatureCache
+from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
 
 BATCH_SECONDS = 32.0
@@ -34,7 +34,7 @@ class Features(ABC):
 
     @abstractmethod
     def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Give (n, S, dim) statistics as the upstream made them, and the (n,) deviations of frames."""
+        """Give (n, S, dim) statistics and (n,) deviations of frames as the upstream made them; before a transform."""
 
     @abstractmethod
     def gather(self, utterances: Sequence[str]) -> Tensor:
@@ -42,7 +42,7 @@ class Features(ABC):
 
     @abstractmethod
     def transform(self, transform: Transform) -> None:
-        """Set what is done to every utterance's statistics before they are given."""
+        """Set, once, what is done to every utterance's statistics before they are given."""
 
 
 class FeatureTable(Features):
@@ -57,26 +57,25 @@ class FeatureTable(Features):
 
     def __init__(self, utterances: Sequence[str], statistics: Tensor, deviations: Tensor, device: torch.device) -> None:
         self._rows_of = {utterance: row for row, utterance in enumerate(utterances)}
-        self._raw = statistics
-        self._deviations = deviations
-        self._device = device
-        self._transformed = statistics.to(device)
+        self._statistics = statistics.to(device)
+        self._deviations = deviations.to(device)
 
     def _rows(self, utterances: Sequence[str]) -> Tensor:
-        return torch.tensor([self._rows_of[utterance] for utterance in utterances])
+        rows = [self._rows_of[utterance] for utterance in utterances]
+        return torch.tensor(rows, device=self._statistics.device)
 
     def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See :class:`Features`."""
         rows = self._rows(utterances)
-        return self._raw[rows].to(self._device), self._deviations[rows].to(self._device)
+        return self._statistics[rows], self._deviations[rows]
 
     def gather(self, utterances: Sequence[str]) -> Tensor:
         """See :class:`Features`."""
-        return self._transformed.index_select(0, self._rows(utterances).to(self._device))
+        return self._statistics.index_select(0, self._rows(utterances))
 
     def transform(self, transform: Transform) -> None:
         """See :class:`Features`."""
-        self._transformed = transform(self._raw.to(self._device))
+        self._statistics = transform(self._statistics)
 
 
 class LiveFeatures(Features):
@@ -147,7 +146,7 @@ def _samples(path: Path) -> int:
 
 
 def cached_features(
-    cache: FeatureCache, hashes: AudioHashes, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device
+    cache: FeatureCache, hashes: FileHashes, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device
 ) -> FeatureTable:
     """Load utterances' statistics, extracting first what no run has extracted yet.
 
@@ -155,8 +154,8 @@ def cached_features(
         cache: of the upstream's identity.
         hashes: of the corpus's audio.
         pooled: the frozen upstream.
-        audio: utterance → file, for all utterances of the corpus, so that how they are batched depends on the corpus
-            alone, not on which run came first.
+        audio: utterance → file, for all utterances of the corpus: how those that are new are batched then does not
+            depend on which fold or scenario came first.
         device: where the learner is.
 
     Returns:
@@ -180,11 +179,12 @@ def cached_features(
 def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path]) -> None:
     contents, paths = list(missing), list(missing.values())
     shard: dict[str, PooledClip] = {}
-    seconds = sum(_samples(path) for path in paths) / SAMPLE_RATE
-    with tqdm(total=round(seconds), desc="features", unit="s", unit_scale=True, dynamic_ncols=True) as progress:
+    seconds = [_samples(path) / SAMPLE_RATE for path in paths]
+    shown = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(total=sum(seconds), desc="features", unit="s", bar_format=shown, dynamic_ncols=True) as progress:
         for batch in extract(pooled, paths):
             shard |= {contents[index]: clip for index, clip in batch.items()}
-            progress.update(round(sum(_samples(paths[index]) for index in batch) / SAMPLE_RATE))
+            progress.update(sum(seconds[index] for index in batch))
             if len(shard) >= SHARD_CLIPS:
                 cache.add(shard)
                 shard = {}

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.model import pool_frames, statistics_rows
+from s3prl_metaperser.model import pool_frames
 from s3prl_metaperser.settings import Pooling
 
 SAMPLE_RATE = 16000
 PADDING_TOLERANCE = 1e-4
-"""Largest change of a clip's pooled features, relative to their scale, for which padding counts as harmless."""
+"""Largest change of each pooled feature, relative to its size or the frames' deviation, that counts as harmless."""
 
 
 @contextmanager
@@ -86,11 +86,6 @@ class PooledUpstream:
         weights = getattr(self.featurizer, "weights", None)
         return 1 if weights is None or isinstance(self.featurizer.layer_selection, int) else len(weights)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape (S, dim) of an utterance's statistics."""
-        return statistics_rows(self.layers, self.pooling), int(self.featurizer.output_dim)
-
     @torch.no_grad()
     def __call__(self, wavs: Sequence[Tensor]) -> list[PooledClip]:
         """Run the upstream once on a batch and pool each clip.
@@ -130,14 +125,20 @@ class PooledUpstream:
     def padding_is_harmless(self) -> bool:
         """Whether a clip's features stay the same beside a longer one in its batch.
 
-        Compared once: 1 s of noise alone and beside 3 s. Upstreams with a group-norm front end (wav2vec 2.0, HuBERT
-        and WavLM base) fail, and so does ``fbank``, of which s3prl takes padding for frames; there, only clips of
-        equal length share a batch.
+        Compared once: clips of about 1 s, of whole and broken numbers of frames, alone and beside one of 3 s. Upstreams
+        with a group-norm front end (wav2vec 2.0, HuBERT and WavLM base) fail, and so does ``fbank``, of which s3prl
+        takes padding for frames; there, only clips of equal length share a batch.
         """
-        noise = torch.Generator().manual_seed(0)
-        short, long = (torch.randn(seconds * SAMPLE_RATE, generator=noise) * 0.1 for seconds in (1, 3))
-        alone, beside = self([short])[0].statistics, self([short, long])[0].statistics
-        return bool((alone - beside).abs().max() <= PADDING_TOLERANCE * alone.abs().max())
+        rate = int(self.featurizer.downsample_rate)
+        rng = torch.Generator().manual_seed(0)
+        long = torch.randn(3 * SAMPLE_RATE, generator=rng) * 0.1
+        for samples in (SAMPLE_RATE, *(SAMPLE_RATE + rate * tenth // 10 for tenth in (3, 6, 9))):
+            short = torch.randn(samples, generator=rng) * 0.1
+            alone, beside = self([short])[0], self([short, long])[0]
+            scale = alone.statistics.abs().clamp(min=alone.frame_deviation)
+            if bool(((alone.statistics - beside.statistics).abs() > PADDING_TOLERANCE * scale).any()):
+                return False
+        return True
 
     def batches(self, lengths: Sequence[int], batch_seconds: float) -> Iterable[list[int]]:
         """Plan which clips share a forward pass.
