@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.figures import systems_figure, write_figure
 from s3prl_metaperser.experiments.runs import Upstream
 from s3prl_metaperser.experiments.table1 import Candidate, Table1
@@ -76,23 +77,32 @@ def test_the_grid_chooses_on_dev_and_is_not_run_twice(tmp_path, small_corpus, mo
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 
-def test_a_failed_run_is_named_with_its_log(tmp_path, small_corpus):
-    from s3prl_metaperser.errors import MetaPerSERError
-
-    experiment = Table1(
-        corpus=small_corpus,
+def experiment_that_fails(tmp_path, corpus, **change):
+    settings = {"shots": 4, "queries": 8, "overrides": (("downstream_expert.data.min_annotations", 4),)} | change
+    return Table1(
+        corpus=corpus,
         out=tmp_path / "out",
         upstream=Upstream("fbank_no_cmvn", None, "cpu"),
         scenarios=("seen",),
         folds=1,
         scope="head",
-        shots=40,
-        queries=80,
         episodes=2,
         candidates=(Candidate("disjoint", 0.1),),
         seed=1,
         threads=1,
-        overrides=(("downstream_expert.data.min_annotations", 4),),
+        **settings,
     )
-    with pytest.raises(MetaPerSERError, match=r"60 labelled utterances here; shots 40.*log\.txt"):
-        experiment.run(jobs=1)
+
+
+def test_too_few_labels_are_found_before_anything_is_run(tmp_path, small_corpus):
+    with pytest.raises(MetaPerSERError, match="60 labelled utterances here; shots 40"):
+        experiment_that_fails(tmp_path, small_corpus, shots=40, queries=80).run(jobs=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_run_is_named_with_its_log(tmp_path, small_corpus):
+    few = ("downstream_expert.data.min_annotations", 4)
+    broken = (few, ("optimizer.torch_optim_name", "Adamm"))
+    with pytest.raises(MetaPerSERError, match=r"1 of 1 folds failed.*no attribute 'Adamm'.*log\.txt"):
+        experiment_that_fails(tmp_path, small_corpus, overrides=broken).run(jobs=1)
+    assert not (tmp_path / "out/results.csv").exists()

@@ -202,6 +202,17 @@ def test_same_seed_same_bits_and_cache_makes_no_difference(fbank):
         assert uncached[tag] == pytest.approx(cached[tag], abs=1e-5)
 
 
+def test_a_misspelt_key_stops_the_launcher_before_anything_is_written(fbank):
+    done = fbank.train(
+        "never", fbank.config("meta_perser", init_from=None, scpoe="head"), program=LAUNCHER, check=False
+    )
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if "rror" in line] == [
+        "run_downstream: error: config key 'downstream_expert.scpoe' is unknown; did you mean 'scope'?"
+    ]
+    assert not (fbank.root / "never").exists()
+
+
 def test_inference_names_the_emotions_of_one_file(fbank, small_corpus):
     clip = small_corpus / "audio/Ses01_00.wav"
     done = fbank.run("-m", "inference", "-e", fbank.root / "meta/dev-best.ckpt", "-t", clip, program=LAUNCHER)
