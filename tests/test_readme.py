@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_commands_elsewhere_in_the_readme_are_understood():
     ]
     assert len(mentioned) >= 8
     for command in mentioned:
-        arguments = command.split()[1:]
+        arguments = shlex.split(command)[1:]
         if "--help" in arguments:
             with pytest.raises(SystemExit) as exit_:
                 build_parser().parse_args(arguments)
