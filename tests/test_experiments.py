@@ -38,26 +38,34 @@ def test_table_shows_mean_spread_and_the_best_in_bold(tmp_path):
     assert "<svg" in (tmp_path / "table1.svg").read_text()
 
 
-def test_the_grid_chooses_on_dev_and_is_not_run_twice(tmp_path, small_corpus, monkeypatch):
-    short = (
-        *((f"runner.{key}", steps) for key, steps in [("total_steps", 4), ("eval_step", 2), ("save_step", 4)]),
-        ("downstream_expert.data.min_annotations", 4),
-    )
-    experiment = Table1(
-        corpus=small_corpus,
+def small_experiment(tmp_path, corpus, **change):
+    settings = {
+        "shots": 4,
+        "candidates": (Candidate("disjoint", 0.1),),
+        "queries": 8,
+        "overrides": (("downstream_expert.data.min_annotations", 4),),
+    } | change
+    return Table1(
+        corpus=corpus,
         out=tmp_path / "out",
         upstream=Upstream("fbank_no_cmvn", None, "cpu"),
         scenarios=("seen",),
         folds=1,
         scope="head",
-        shots=4,
-        queries=8,
         episodes=2,
-        candidates=(Candidate("disjoint", 0.1), Candidate("disjoint", 1e-6)),
         seed=1,
         threads=1,
-        overrides=short,
+        **settings,
     )
+
+
+def test_the_grid_chooses_on_dev_and_is_not_run_twice(tmp_path, small_corpus, monkeypatch):
+    short = (
+        *((f"runner.{key}", steps) for key, steps in [("total_steps", 4), ("eval_step", 2), ("save_step", 4)]),
+        ("downstream_expert.data.min_annotations", 4),
+    )
+    candidates = (Candidate("disjoint", 0.1), Candidate("disjoint", 1e-6))
+    experiment = small_experiment(tmp_path, small_corpus, candidates=candidates, overrides=short)
     monkeypatch.setenv("METAPERSER_CACHE", str(tmp_path / "cache"))
     results = experiment.run(jobs=1)
     assert results["system"].unique().tolist() == ["Random", "Entire-Zero", "Entire-Few", "Meta-PerSER"]
@@ -77,26 +85,9 @@ def test_the_grid_chooses_on_dev_and_is_not_run_twice(tmp_path, small_corpus, mo
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 
-def experiment_that_fails(tmp_path, corpus, **change):
-    settings = {"shots": 4, "queries": 8, "overrides": (("downstream_expert.data.min_annotations", 4),)} | change
-    return Table1(
-        corpus=corpus,
-        out=tmp_path / "out",
-        upstream=Upstream("fbank_no_cmvn", None, "cpu"),
-        scenarios=("seen",),
-        folds=1,
-        scope="head",
-        episodes=2,
-        candidates=(Candidate("disjoint", 0.1),),
-        seed=1,
-        threads=1,
-        **settings,
-    )
-
-
 def test_too_few_labels_are_found_before_anything_is_run(tmp_path, small_corpus):
     with pytest.raises(MetaPerSERError, match="60 labelled utterances here; shots 40"):
-        experiment_that_fails(tmp_path, small_corpus, shots=40, queries=80).run(jobs=1)
+        small_experiment(tmp_path, small_corpus, shots=40, queries=80).run(jobs=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -104,5 +95,5 @@ def test_a_failed_run_is_named_with_its_log(tmp_path, small_corpus):
     few = ("downstream_expert.data.min_annotations", 4)
     broken = (few, ("optimizer.torch_optim_name", "Adamm"))
     with pytest.raises(MetaPerSERError, match=r"1 of 1 folds failed.*no attribute 'Adamm'.*log\.txt"):
-        experiment_that_fails(tmp_path, small_corpus, overrides=broken).run(jobs=1)
+        small_experiment(tmp_path, small_corpus, overrides=broken).run(jobs=1)
     assert not (tmp_path / "out/results.csv").exists()
