@@ -16,8 +16,8 @@ losses: the gradient of the sum with respect to one task's slice is that task's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
 import higher
 import torch
@@ -40,10 +40,12 @@ class Adapted:
     Attributes:
         params: the adapted tensors.
         losses: (steps,) the objective before each step, detached.
+        kept: the tensors after some earlier number of steps, by that number.
     """
 
     params: Params
     losses: Tensor
+    kept: dict[int, Params] = field(default_factory=dict)
 
 
 def adapt(
@@ -52,6 +54,7 @@ def adapt(
     rates: Rates,
     steps: int,
     second_order: Callable[[int], bool] | None = None,
+    keep: Collection[int] = (),
 ) -> Adapted:
     """Adapt parameters by gradient descent on an objective.
 
@@ -62,10 +65,16 @@ def adapt(
         steps: how many steps to take.
         second_order: for meta-training, tells for each step whether the gradient's own graph is kept. None is
             adaptation at test time: nothing stays differentiable, and memory does not grow with the steps.
+        keep: after how many steps, each from 1 to ``steps``, the parameters are given too.
 
     Returns:
         The adapted parameters and the losses on the way. A loss that is not finite is the caller's to judge.
+
+    Raises:
+        ValueError: when parameters are to be kept that no step gives.
     """
+    if not all(1 <= kept_step <= steps for kept_step in keep):
+        raise ValueError(f"keep {sorted(keep)} is not within 1 to {steps} steps")
     meta_training = second_order is not None
     names = list(params)
     # The optimizer copies what it is built on; one-element stands-in keep that copy from being the model's size.
@@ -79,6 +88,12 @@ def adapt(
     if not meta_training:
         current = [tensor.detach().requires_grad_() for tensor in current]
     losses: list[Tensor] = []
+    kept: dict[int, Params] = {}
+
+    def named(tensors: list[Tensor]) -> Params:
+        given = tensors if meta_training else [tensor.detach() for tensor in tensors]
+        return dict(zip(names, given, strict=True))
+
     # Attention kernels have no double backward; the mathematical form has.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for step in range(steps):
@@ -89,6 +104,6 @@ def adapt(
                 current = differentiable.step(loss, params=current, override={"lr": step_rates})
             else:
                 current = differentiable.first_order_step(loss, current, step_rates)
-    if not meta_training:
-        current = [tensor.detach() for tensor in current]
-    return Adapted(dict(zip(names, current, strict=True)), torch.stack(losses))
+            if step + 1 in keep:
+                kept[step + 1] = named(current)
+    return Adapted(named(current), torch.stack(losses), kept)
