@@ -21,6 +21,9 @@ EXTRA_STATE = "_extra_state"
 CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS = "contract", "provenance", "training", "upstream_weights"
 RATES_FIELDS = ("scope", "inner_steps", "lslr")
 """Parts of the contract that only the inner loop's rates depend on."""
+HEADS_FIELDS = ("heads",)
+"""Parts of the contract that only Multi-Few's heads depend on."""
+MOST_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Contract:
         scope: what adapts.
         inner_steps: inner steps that have rates of their own.
         lslr: whether the rates are learned.
+        heads: annotators that have a head of their own, in the order of the heads; empty except in Multi-Few.
     """
 
     emotions: list[str]
@@ -54,22 +58,23 @@ class Contract:
     scope: str
     inner_steps: int
     lslr: bool
+    heads: list[str]
 
-    def check(self, found: Mapping[str, Any], source: str, with_rates: bool) -> None:
+    def check(self, found: Mapping[str, Any], source: str, with_rates: bool, with_heads: bool) -> None:
         """Compare with the contract found in a checkpoint.
 
         Args:
             found: a contract as a mapping.
             source: names the checkpoint in the error.
             with_rates: whether the inner loop's rates are taken too, or the model only.
+            with_heads: whether annotators' heads are taken too.
 
         Raises:
             MetaPerSERError: naming the first thing that differs.
         """
+        ignored = (() if with_rates else RATES_FIELDS) + (() if with_heads else HEADS_FIELDS)
         for name, value in asdict(self).items():
-            if name in RATES_FIELDS and not with_rates:
-                continue
-            if found.get(name) != value:
+            if name not in ignored and found.get(name) != value:
                 raise MetaPerSERError(
                     f"{source} was made with {name} {_shown(found.get(name))}, this run has {_shown(value)}; "
                     f"use a checkpoint of the same {name}, or set up the run like the checkpoint's"
@@ -126,7 +131,10 @@ class Provenance:
 
 
 def _shown(value: object) -> str:
-    return ", ".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else repr(value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return repr(value)
+    more = f" and {len(value) - MOST_SHOWN} more" if len(value) > MOST_SHOWN else ""
+    return (", ".join(value[:MOST_SHOWN]) or "nobody") + more
 
 
 def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:

@@ -9,17 +9,26 @@ never stopped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_metaperser.episodes import Episode, Examples, Split, draw_training_episode, generator, tasks_of_step
+from s3prl_metaperser.episodes import (
+    Annotations,
+    Episode,
+    Examples,
+    Split,
+    draw_training_episode,
+    generator,
+    tasks_of_step,
+)
 from s3prl_metaperser.settings import Settings
 
-Batch: TypeAlias = "Examples | list[Episode]"
+Batch: TypeAlias = "Examples | Annotations | list[Episode]"
 Item: TypeAlias = "tuple[list[Tensor], Batch]"
+Labelled = TypeVar("Labelled", Examples, Annotations)
 
 SILENT_SAMPLES = 8000
 """Half a second: longer than any upstream's receptive field, and cheap."""
@@ -33,11 +42,38 @@ def silent_clip() -> list[Tensor]:
     return [torch.zeros(SILENT_SAMPLES)]
 
 
-class AggregatedBatches(Dataset[Item]):
-    """SSL-E's minibatches, in an order of each epoch's own; an incomplete last batch is left out.
+class Minibatches(Dataset[Item], Generic[Labelled]):
+    """Minibatches in an order of each epoch's own; an incomplete last batch is left out.
 
     Args:
-        split: gives the aggregated labels.
+        labelled: what is dealt into batches.
+        size: of a batch.
+        key: names the order, beside the seed.
+        seed: of the order.
+        first: index of the first batch, for a resumed run.
+        last: index after the last one.
+    """
+
+    def __init__(self, labelled: Labelled, size: int, key: str, seed: int, first: int, last: int) -> None:
+        self.labelled: Labelled = labelled
+        self.size = min(size, len(labelled))
+        self.per_epoch = len(labelled) // self.size
+        self.key, self.seed, self.first, self.last = key, seed, first, last
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def __getitem__(self, index: int) -> Item:
+        epoch, place = divmod(self.first + index, self.per_epoch)
+        order = generator(self.seed, self.key, epoch).permutation(len(self.labelled))
+        return silent_clip(), self.labelled.take(order[place * self.size : (place + 1) * self.size])
+
+
+class AggregatedBatches(Minibatches[Examples]):
+    """SSL-E's minibatches: utterances with aggregated labels.
+
+    Args:
+        split: gives the labels.
         settings: gives the batch size.
         seed: of the order.
         first: index of the first batch, for a resumed run.
@@ -45,18 +81,17 @@ class AggregatedBatches(Dataset[Item]):
     """
 
     def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int) -> None:
-        self.examples = split.aggregated
-        self.size = min(settings.ssl.batch_size, len(self.examples))
-        self.per_epoch = len(self.examples) // self.size
-        self.seed, self.first, self.last = seed, first, last
+        super().__init__(split.aggregated, settings.ssl.batch_size, "aggregated", seed, first, last)
 
-    def __len__(self) -> int:
-        return max(0, self.last - self.first)
 
-    def __getitem__(self, index: int) -> Item:
-        epoch, place = divmod(self.first + index, self.per_epoch)
-        order = generator(self.seed, "aggregated", epoch).permutation(len(self.examples))
-        return silent_clip(), self.examples.take(order[place * self.size : (place + 1) * self.size])
+class AnnotationBatches(Minibatches[Annotations]):
+    """Multi-Few's minibatches: single annotations, each of the annotator who made it.
+
+    Args: as for :class:`AggregatedBatches`.
+    """
+
+    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int) -> None:
+        super().__init__(split.annotations(), settings.multi_task.batch_size, "annotations", seed, first, last)
 
 
 class TrainingEpisodes(Dataset[Item]):
@@ -85,13 +120,16 @@ class TrainingEpisodes(Dataset[Item]):
         return silent_clip(), episodes
 
 
+def side_by_side(episodes: Sequence[Episode]) -> list[list[Episode]]:
+    """Deal meta-test episodes into the batches that adapt side by side, in order."""
+    return [list(episodes[begin : begin + EPISODES_PER_BATCH]) for begin in range(0, len(episodes), EPISODES_PER_BATCH)]
+
+
 class EvaluationEpisodes(Dataset[Item]):
     """Meta-test episodes, some to a batch so that they adapt side by side."""
 
     def __init__(self, episodes: Sequence[Episode]) -> None:
-        self.batches = [
-            list(episodes[begin : begin + EPISODES_PER_BATCH]) for begin in range(0, len(episodes), EPISODES_PER_BATCH)
-        ]
+        self.batches = side_by_side(episodes)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -44,6 +44,26 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Annotations:
+    """Single annotations of several annotators, each with whose it is.
+
+    Attributes:
+        examples: (n,) clips and what was said of them; a clip comes once for each annotator who labelled it.
+        annotators: (n,) int64 index of the annotator, in an order that goes with it.
+    """
+
+    examples: Examples
+    annotators: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, rows: np.ndarray) -> Annotations:
+        """Select rows, in the order given."""
+        return Annotations(self.examples.take(rows), self.annotators[rows])
+
+
+@dataclass(frozen=True)
 class Task:
     """One annotator's labelled clips, sorted by utterance."""
 
@@ -64,6 +84,8 @@ class Split:
         train: the training annotators' tasks.
         dev: the dev annotators' tasks (one, unless folds are groups).
         test: the test annotators' tasks.
+        listeners: for each dev and test annotator all labels that may be used of them, sorted by utterance: a dev
+            annotator's outside the test sessions, a test annotator's everywhere. The reference model learns from them.
         aggregated: each training utterance with the mean of the training annotators' distributions, for SSL-E.
         kept_sessions: sessions whose recordings only the test annotators have; empty where all are seen.
         left_out: annotators that take no part, with the reason.
@@ -74,6 +96,7 @@ class Split:
     train: tuple[Task, ...]
     dev: tuple[Task, ...]
     test: tuple[Task, ...]
+    listeners: tuple[Task, ...]
     aggregated: Examples
     kept_sessions: frozenset[int]
     left_out: dict[str, str]
@@ -81,6 +104,12 @@ class Split:
     def annotation_targets(self) -> np.ndarray:
         """Give every single training annotation's distribution, (annotations, classes), for the class weights."""
         return np.concatenate([task.examples.targets for task in self.train])
+
+    def annotations(self) -> Annotations:
+        """Give every single training annotation, for Multi-Few; annotators are numbered as in ``train``."""
+        utterances = tuple(utterance for task in self.train for utterance in task.examples.utterances)
+        annotators = np.repeat(np.arange(len(self.train)), [len(task) for task in self.train])
+        return Annotations(Examples(utterances, self.annotation_targets()), annotators)
 
 
 @dataclass(frozen=True)
@@ -135,6 +164,7 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
         train=train,
         dev=_tasks(frame, targets, dev_rows),
         test=_tasks(frame, targets, test_rows),
+        listeners=_tasks(frame, targets, dev_rows | (kept & of_test)),
         aggregated=_aggregate(train) if train else Examples((), targets[:0]),
         kept_sessions=kept_sessions,
         left_out=left_out | _without_rows(annotators[kept], train_rows | dev_rows | test_rows, annotators),
@@ -252,6 +282,11 @@ def _assert_no_leak(frame: pd.DataFrame, split: Split, test_names: set[str], dev
     for role, tasks in (("training", split.train), ("dev", split.dev)):
         if any(reserved.intersection(task.examples.utterances) for task in tasks):
             raise AssertionError(f"utterances of test sessions {sorted(split.kept_sessions)} leak into {role}")
+    for task in split.listeners:
+        if task.annotator not in test_names | dev_names:
+            raise AssertionError(f"{task.annotator} is neither dev nor test, but has labels to be judged on")
+        if task.annotator in dev_names and reserved.intersection(task.examples.utterances):
+            raise AssertionError(f"the reference of dev {task.annotator} holds utterances of test sessions")
     if reserved and not all(reserved.issuperset(task.examples.utterances) for task in split.test):
         raise AssertionError("the test annotator's clips are not all of the test sessions")
 

@@ -100,7 +100,7 @@ class DownstreamExpert(nn.Module):
         Args:
             split: ``train`` inside the training loop, ``dev`` or ``test`` inside evaluation (under ``no_grad``).
             features: the silent clip's (frames, dim) on the run's device; not used.
-            batch: SSL-E's minibatch, or a list of episodes; on CPU.
+            batch: a minibatch of SSL-E or Multi-Few, or a list of episodes; on CPU.
             records: lists that :meth:`log_records` gets back.
             **kwargs: ``batch_id`` during evaluation.
 
@@ -111,7 +111,7 @@ class DownstreamExpert(nn.Module):
             loss = self.run.training_loss(batch, int(self.batches_seen), records)
             self.batches_seen += 1
             return loss
-        self.run.evaluate(batch, records)
+        self.run.evaluate(split, batch, records)
         return self.best_score.new_zeros(())
 
     @exits_on_bad_input

@@ -6,6 +6,7 @@ optimises it; the learner holds a reference to its weights.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, Derivativ
 from s3prl_metaperser.adaptation.inner_loop import Adapted, Objective, Params, adapt
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
 from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
+from s3prl_metaperser.multi_task import MultiTaskModel
 from s3prl_metaperser.objective import example_losses
 from s3prl_metaperser.settings import Settings
 
@@ -58,24 +60,24 @@ class Learner(nn.Module):
         settings: of the run.
         dim: feature dimension of the upstream.
         class_weights: (classes,) of the class-balanced loss.
+        annotators: how many training annotators have a head of their own, in Multi-Few; 0: one classifier for all.
     """
 
     class_weights: Tensor
 
-    def __init__(self, settings: Settings, dim: int, class_weights: Tensor) -> None:
+    def __init__(self, settings: Settings, dim: int, class_weights: Tensor, annotators: int = 0) -> None:
         super().__init__()
         self.scope = settings.scope
         self.pooling = settings.model.pooling
         self.inner_steps = settings.meta.inner_steps
-        self.model = ListenerModel(dim, settings.model.projector_dim, len(class_weights), self.pooling)
+        shape = (dim, settings.model.projector_dim, len(class_weights), self.pooling)
+        self.model = MultiTaskModel(*shape, annotators) if annotators else ListenerModel(*shape)
         self.standardization = Standardization()
         self.register_buffer("class_weights", class_weights)
         self.rates: Rates | None = None
         if settings.system == "meta_perser":
-            names = [name for name, _ in self.model.named_parameters()]
-            names += [LAYER_WEIGHTS] if self.scope == "linear" else []
             self.rates = (
-                LSLR(names, self.inner_steps, settings.meta.inner_lr)
+                LSLR(self.linear_names, self.inner_steps, settings.meta.inner_lr)
                 if settings.meta.lslr
                 else FixedRate(settings.meta.inner_lr)
             )
@@ -94,6 +96,12 @@ class Learner(nn.Module):
         """The featurizer's parameter, shared with the runner."""
         return self._shared[LAYER_WEIGHTS]
 
+    @property
+    def linear_names(self) -> list[str]:
+        """Names of the tensors that adapt without the upstream: two linear layers and, by scope, the weighted sum."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return [*names, LAYER_WEIGHTS] if self.scope == "linear" else names
+
     def initialisation(self) -> Params:
         """Give the tensors that adapt, by name: the two linear layers and, in scope ``linear``, the weighted sum."""
         params: Params = dict(self.model.named_parameters())
@@ -108,7 +116,17 @@ class Learner(nn.Module):
             statistics: (n, S, dim), standardised.
             targets: (n, classes).
         """
-        logits = self.model(combine_layers(statistics, self.layer_weights, self.layers, self.pooling))
+        return example_losses(self.model(self._pooled(statistics)), targets, self.class_weights).mean()
+
+    def annotator_loss(self, statistics: Tensor, targets: Tensor, annotators: Tensor) -> Tensor:
+        """Give the class-balanced loss of each annotation under its own annotator's head (Multi-Few, section 2.4).
+
+        Args:
+            statistics: (n, S, dim), standardised.
+            targets: (n, classes).
+            annotators: (n,) index of each annotation's annotator.
+        """
+        logits = self.model(self._pooled(statistics), annotators)
         return example_losses(logits, targets, self.class_weights).mean()
 
     def meta_loss(self, support: TaskBatch, query: TaskBatch, progress: float) -> MetaLoss:
@@ -131,9 +149,31 @@ class Learner(nn.Module):
         tasks = len(query.targets)
         return MetaLoss(self._objective(query)(adapted.params) / tasks, adapted.losses / tasks)
 
-    def adapt_to(self, support: TaskBatch, rates: Rates, steps: int) -> Adapted:
-        """Adapt to each task's support at meta-test; nothing stays differentiable."""
-        return adapt(self._objective(support), self._stacked(len(support.targets)), rates, steps)
+    def adapt_to(
+        self,
+        support: TaskBatch,
+        rates: Rates,
+        steps: int,
+        keep: Collection[int] = (),
+        names: Collection[str] | None = None,
+    ) -> Adapted:
+        """Adapt to each task's support at meta-test; nothing stays differentiable.
+
+        Args:
+            support: the tasks' labelled clips.
+            rates: of each tensor and step.
+            steps: how many to take.
+            keep: after how many steps the parameters are given too.
+            names: which tensors of the initialisation adapt; None: all.
+        """
+        params = self._stacked(len(support.targets))
+        chosen = {name: tensor for name, tensor in params.items() if names is None or name in names}
+        return adapt(self._objective(support), chosen, rates, steps, keep=keep)
+
+    @torch.no_grad()
+    def embeddings(self, statistics: Tensor) -> Tensor:
+        """Give the classifier's input: (..., projector_dim) for (..., S, dim) standardised statistics."""
+        return self.model.embed(self._pooled(statistics))
 
     @torch.no_grad()
     def probabilities(self, statistics: Tensor, adapted: Params | None = None) -> Tensor:
@@ -152,11 +192,12 @@ class Learner(nn.Module):
     def _stacked(self, tasks: int) -> Params:
         return {name: tensor.expand(tasks, *tensor.shape) for name, tensor in self.initialisation().items()}
 
+    def _pooled(self, statistics: Tensor) -> Tensor:
+        return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)
+
     def _inputs(self, statistics: Tensor) -> Tensor:
         """Combine layers once where the weighted sum stays put during adaptation."""
-        if LAYER_WEIGHTS in self.initialisation():
-            return statistics
-        return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)
+        return statistics if LAYER_WEIGHTS in self.initialisation() else self._pooled(statistics)
 
     def _logits(self, params: Params, inputs: Tensor) -> Tensor:
         def of_task(own: Params, own_inputs: Tensor) -> Tensor:

@@ -119,7 +119,25 @@ class Standardization(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class ListenerModel(nn.Module):
+class Body(nn.Module):
+    """The first linear layer on a pooled utterance, the projector; classifiers stand on it.
+
+    Args:
+        dim: feature dimension of the upstream.
+        projector_dim: width of the embeddings it gives.
+        pooling: what the input was pooled with; ``mean_std`` doubles its width.
+    """
+
+    def __init__(self, dim: int, projector_dim: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.projector = nn.Linear(dim if pooling == "mean" else 2 * dim, projector_dim)
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Map (..., dim or 2 dim) pooled utterances to (..., projector_dim) embeddings, the classifier's input."""
+        return self.projector(pooled)
+
+
+class ListenerModel(Body):
     """Two linear layers on a pooled utterance: projector, then classifier.
 
     Args:
@@ -130,10 +148,9 @@ class ListenerModel(nn.Module):
     """
 
     def __init__(self, dim: int, projector_dim: int, classes: int, pooling: Pooling) -> None:
-        super().__init__()
-        self.projector = nn.Linear(dim if pooling == "mean" else 2 * dim, projector_dim)
+        super().__init__(dim, projector_dim, pooling)
         self.classifier = nn.Linear(projector_dim, classes)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map (..., dim or 2 dim) pooled utterances to (..., classes) logits."""
-        return self.classifier(self.projector(pooled))
+        return self.classifier(self.embed(pooled))

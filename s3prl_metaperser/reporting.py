@@ -1,8 +1,9 @@
-"""What a run leaves for people: ``results.csv``, ``predictions.csv``, and a line on the terminal."""
+"""What a run leaves for people: ``results.csv``, ``predictions.csv``, ``tuning.csv``, and a line on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.metrics import METRICS, Scores, decide
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.systems import DISPLAY_NAMES
+from s3prl_metaperser.tuning import Tuning
 
 RUN_COLUMNS = ["system", "scenario", "upstream", "scope", "test_annotator", "episode", "shots", "queries"]
 RESULT_COLUMNS = [*RUN_COLUMNS, *METRICS]
@@ -66,12 +68,41 @@ class Report:
         results = self.folder / f"results{suffix}.csv"
         rows = [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated]
         predictions = [row for one in evaluated for row in self._prediction_rows(one)]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        waiting = f"[metaperser] another process writes into {self.folder}; waiting for it"
-        with (self.folder / ".lock").open("a") as file, locked(file, waiting):
+        with self._locked():
             _merge(results, pd.DataFrame(rows, columns=RESULT_COLUMNS))
             _merge(self.folder / f"predictions{suffix}.csv", pd.DataFrame(predictions))
         return results
+
+    def write_tuning(self, tuning: Tuning) -> None:
+        """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system.
+
+        Columns ``system,lr,steps``, the dev score under the name of its metric, and ``chosen``; ``lr`` is empty where
+        the rates are learned.
+        """
+        rows = pd.DataFrame(
+            {
+                "system": DISPLAY_NAMES[self.settings.system],
+                "lr": ["" if one.lr is None else f"{one.lr:g}" for one in tuning.candidates],
+                "steps": [str(one.steps) for one in tuning.candidates],
+                tuning.metric: [f"{score:.4f}" for score in tuning.scores],
+                "chosen": [str(one == tuning.best) for one in tuning.candidates],
+            }
+        )
+        path = self.folder / "tuning.csv"
+        with self._locked():
+            if path.exists():
+                earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+                rows = pd.concat([earlier[earlier["system"] != rows.loc[0, "system"]], rows], ignore_index=True)
+            metrics = [name for name in METRICS if name in rows]
+            with replacing(path) as temporary:
+                rows[["system", "lr", "steps", *metrics, "chosen"]].to_csv(temporary, index=False, lineterminator="\n")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        waiting = f"[metaperser] another process writes into {self.folder}; waiting for it"
+        with (self.folder / ".lock").open("a") as file, locked(file, waiting):
+            yield
 
     def _run_cells(self, episode: Episode) -> dict[str, object]:
         return {

@@ -30,15 +30,24 @@ from s3prl_metaperser.checkpoints import (
     read_checkpoint,
 )
 from s3prl_metaperser.corpus.manifest import load_corpus
-from s3prl_metaperser.datasets import AggregatedBatches, Batch, EvaluationEpisodes, TrainingEpisodes, loader
-from s3prl_metaperser.episodes import Episode, Examples, Task, make_split, meta_test_episodes
+from s3prl_metaperser.datasets import (
+    AggregatedBatches,
+    AnnotationBatches,
+    Batch,
+    EvaluationEpisodes,
+    TrainingEpisodes,
+    loader,
+)
+from s3prl_metaperser.episodes import Annotations, Episode, Examples, Task, make_split, meta_test_episodes
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.learner import Learner
-from s3prl_metaperser.metrics import METRICS, decide, score
+from s3prl_metaperser.metrics import METRICS, decide
 from s3prl_metaperser.objective import class_balanced_weights
+from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
 from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system, task_batch
+from s3prl_metaperser.tuning import Tuning
 from s3prl_metaperser.upstream.cache import (
     FeatureCache,
     FileHashes,
@@ -78,10 +87,11 @@ class Run:
         self.seed = int(arguments["seed"])
         self.corpus = load_corpus(Path(self.settings.corpus))
         self.split = make_split(self.corpus, self.settings.scenario, self.settings.fold, self.settings.data)
-        self.system = make_system(self.settings, self.seed)
+        self.system = make_system(self.settings, self.seed, self.split)
         self._check_arguments()
         weights = class_balanced_weights(torch.from_numpy(self.split.annotation_targets()))
-        self.learner = Learner(self.settings, upstream_dim, weights)
+        heads = [task.annotator for task in self.split.train] if self.system.training == "annotators" else []
+        self.learner = Learner(self.settings, upstream_dim, weights, len(heads))
         self.report = Report(folder, self.settings, arguments["upstream"], self.corpus.emotions)
         self.contract = Contract(
             emotions=list(self.corpus.emotions),
@@ -96,6 +106,7 @@ class Run:
             scope=self.settings.scope,
             inner_steps=self.settings.meta.inner_steps,
             lslr=self.settings.meta.lslr,
+            heads=heads,
         )
         self.provenance = Provenance.of(self.corpus, self.split)
         self._upstream_weights = ""
@@ -103,7 +114,8 @@ class Run:
         self._episodes: dict[str, list[Episode]] = {}
         self._features: Features | None = None
         self._bound: PooledUpstream | None = None
-        self._tuned = False
+        self._is_tuned = False
+        self._tuning: Tuning | None = None
         self._dev_improved_at: int | None = None
         for role in ("dev", "test"):
             self.episodes(role)
@@ -115,6 +127,8 @@ class Run:
             )
         if self.arguments["mode"] == "train" and self.system.training == "nothing":
             raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
+        if self.arguments["mode"] == "inference" and self.system.training == "annotators":
+            raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
         runner = self.arguments["runner"]
         if runner.get("fp16"):
             raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
@@ -183,7 +197,12 @@ class Run:
 
     def load_initial_weights(self, state: Mapping[str, Any]) -> None:
         """Take model and standardisation, and nothing else, from a checkpoint's downstream state."""
-        self._accept(state, f"checkpoint {self.settings.init_from}", with_rates=False)
+        source = f"checkpoint {self.settings.init_from}"
+        trained = self._accept(state, source, with_rates=False)[TRAINING]
+        if trained == "annotators" and self.system.training != "annotators":
+            raise MetaPerSERError(
+                f"{source} has a head for each annotator and no classifier to start from; use one of SSL-E"
+            )
         kept = ("model.", "standardization.")
         own = {name.removeprefix("learner."): tensor for name, tensor in state.items() if name.startswith("learner.")}
         self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
@@ -199,7 +218,8 @@ class Run:
 
     def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
         extra = extra_state(state, source)
-        self.contract.check(extra[CONTRACT], source, with_rates)
+        with_heads = self.system.training == extra[TRAINING] == "annotators"
+        self.contract.check(extra[CONTRACT], source, with_rates, with_heads)
         if self.arguments["mode"] != "inference":
             self.provenance.check(extra[PROVENANCE], self.split.test, source)
         self._expected_weights = (extra[UPSTREAM_WEIGHTS], source)
@@ -218,6 +238,8 @@ class Run:
                 f"{source} was trained on {trained}, but system {self.settings.system!r} needs one trained on "
                 f"{self.system.training}; to start from its weights use downstream_expert.init_from"
             )
+        if self.system.training == "nothing" and trained == "annotators":
+            raise MetaPerSERError(f"{source} is Multi-Few's, whose heads fit no other system; leave -e and -i out")
         own_rates = self.learner.rates is not None
         return {name: value for name, value in state.items() if own_rates or not name.startswith(RATES_PREFIX)}
 
@@ -288,8 +310,13 @@ class Run:
             raise MetaPerSERError("-t train: evaluation is of dev or test")
         if split != "train":
             return loader(EvaluationEpisodes(self.episodes(split)))
-        dataset = AggregatedBatches if self.system.training == "aggregated" else TrainingEpisodes
-        return loader(dataset(self.split, self.settings, self.seed, batches_seen, self._total_batches))
+        given = self.split, self.settings, self.seed, batches_seen, self._total_batches
+        match self.system.training:
+            case "aggregated":
+                return loader(AggregatedBatches(*given))
+            case "annotators":
+                return loader(AnnotationBatches(*given))
+        return loader(TrainingEpisodes(*given))
 
     @property
     def _total_batches(self) -> int:
@@ -297,15 +324,14 @@ class Run:
         return int(runner["total_steps"]) * int(runner["gradient_accumulate_steps"])
 
     def training_loss(self, batch: Batch, batches_seen: int, records: dict[str, list[Any]]) -> Tensor:
-        """Compute the loss of SSL-E's minibatch or of a meta-batch of episodes."""
+        """Compute the loss of a minibatch of SSL-E or Multi-Few, or of a meta-batch of episodes."""
         # The next evaluation is of other weights, for which another rate may be best.
-        self._tuned = False
-        if isinstance(batch, Examples):
-            targets = torch.from_numpy(batch.targets).to(self.learner.class_weights.device)
-            loss = self.learner.aggregated_loss(self.features.gather(batch.utterances), targets)
+        self._is_tuned = False
+        device = self.learner.class_weights.device
+        if isinstance(batch, Examples | Annotations):
+            loss = self._minibatch_loss(batch, device)
             records["loss"].append(loss.item())
             return loss
-        device = self.learner.class_weights.device
         support = task_batch([episode.support for episode in batch], self.features, device)
         combined = self.settings.meta.query == "combined"
         query = support if combined else task_batch([episode.query for episode in batch], self.features, device)
@@ -314,6 +340,14 @@ class Run:
         for step, value in enumerate(meta.support.tolist()):
             records[f"support_loss/step{step}"].append(value)
         return meta.loss
+
+    def _minibatch_loss(self, batch: Examples | Annotations, device: torch.device) -> Tensor:
+        examples = batch if isinstance(batch, Examples) else batch.examples
+        statistics = self.features.gather(examples.utterances)
+        targets = torch.from_numpy(examples.targets).to(device)
+        if isinstance(batch, Examples):
+            return self.learner.aggregated_loss(statistics, targets)
+        return self.learner.annotator_loss(statistics, targets, torch.from_numpy(batch.annotators).to(device))
 
     def log_training(self, records: dict[str, list[Any]], logger: Any, global_step: int) -> None:
         """Write losses (means over ``log_step``) and LSLR's rates to TensorBoard."""
@@ -326,23 +360,37 @@ class Run:
 
     # Evaluation
 
-    def evaluate(self, batch: Batch, records: dict[str, list[Any]]) -> None:
-        """Adapt to a batch of episodes and score their queries."""
-        if isinstance(batch, Examples):
+    def _tune(self) -> None:
+        """Let the system choose on dev, once for the weights as they are."""
+        if self._is_tuned:
+            return
+        self._is_tuned = True
+        self._tuning = self.system.tune(self.learner, self.features, self.episodes("dev"))
+        if self._tuning is not None:
+            line = self._tuning.line(DISPLAY_NAMES[self.settings.system])
+            tqdm.write(f"[metaperser] {line}", file=sys.stderr)
+
+    def _prediction(self, split: str, episodes: Sequence[Episode]) -> Prediction:
+        """Predict, unless tuning has just done so for the same episodes, weights and choice."""
+        if split == "dev" and self._tuning is not None:
+            return self._tuning.predictions[episodes[0].annotator, episodes[0].index]
+        return self.system.predict(self.learner, self.features, episodes)
+
+    def evaluate(self, split: str, batch: Batch, records: dict[str, list[Any]]) -> None:
+        """Adapt to a batch of episodes of ``dev`` or ``test``, and score their queries."""
+        if not isinstance(batch, list):
             raise TypeError("evaluation takes episodes")
-        if self.system.needs_tuning and not self._tuned:
-            chosen = self.system.tune(self.learner, self.features, self.episodes("dev"))
-            self._tuned = True
-            tqdm.write(f"[metaperser] {chosen}", file=sys.stderr)
-        prediction = self.system.predict(self.learner, self.features, batch)
-        for episode, probabilities in zip(batch, prediction.probabilities, strict=True):
+        self._tune()
+        prediction = self._prediction(split, batch)
+        for episode, probabilities, scores in zip(
+            batch, prediction.probabilities, prediction.scores(batch), strict=True
+        ):
             if not np.isfinite(probabilities).all():
                 tqdm.write(
                     f"[metaperser] warning: adaptation to {episode.annotator}, episode {episode.index}, diverged; "
                     "it counts as deciding for no emotion",
                     file=sys.stderr,
                 )
-            scores = score(probabilities, episode.query.targets)
             records["episodes"].append(EvaluatedEpisode(episode, probabilities, scores))
         if len(prediction.support_losses):
             records["support_losses"].append((len(batch), prediction.support_losses))
@@ -399,6 +447,8 @@ class Run:
         line = summary_line(evaluated, DISPLAY_NAMES[self.settings.system], split)
         if not training or not selects or self._dev_improved_at == global_step:
             path = self.report.write(split, evaluated)
+            if self._tuning is not None:
+                self.report.write_tuning(self._tuning)
             line += f"  → {path}"
         tqdm.write(line)
         return dev_score

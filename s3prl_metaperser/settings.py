@@ -14,7 +14,9 @@ from pydantic.dataclasses import dataclass
 
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
-SystemName = Literal["random", "entire_zero", "entire_few", "meta_perser"]
+SystemName = Literal[
+    "random", "linear_few", "entire_few", "entire_zero", "multi_few", "entire_sim", "meta_perser", "reference"
+]
 Scenario = Literal["seen", "unseen"]
 Scope = Literal["head", "linear"]
 Query = Literal["combined", "resampled", "disjoint"]
@@ -24,6 +26,9 @@ MetricName = Literal["maF1", "miF1", "UA"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Steps = PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)]
+Rates = Rate | Annotated[list[Rate], Field(min_length=1)]
 
 SECTION = "downstream_expert"
 _strict = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -78,6 +83,14 @@ class SSLSettings:
 
 
 @_strict
+class MultiTaskSettings:
+    """Training of Multi-Few's shared body and the training annotators' heads (paper section 2.4)."""
+
+    batch_size: PositiveInt = 32
+    """Single annotations a step."""
+
+
+@_strict
 class AnnealingSettings:
     """Derivative annealing (paper section 2.3.3, MAML++ section 4)."""
 
@@ -108,14 +121,20 @@ class MetaSettings:
 
 @_strict
 class AdaptationSettings:
-    """Few-shot adaptation at meta-test (paper section 3.3)."""
+    """Few-shot adaptation at meta-test (paper section 3.3); of several rates and steps the best on dev is used."""
 
-    steps: PositiveInt = 50
-    """Full-batch gradient steps on the support set."""
-    lr: Rate | Annotated[list[Rate], Field(min_length=1)] = dataclasses.field(
-        default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
-    )
-    """Entire-Few's rate; of several, the best on the dev annotator is used."""
+    steps: Steps = dataclasses.field(default_factory=lambda: [5, 10, 20, 50])
+    """Full-batch gradient steps on the support set; the paper takes 50."""
+    lr: Rates = dataclasses.field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3])
+    """One rate for all tensors. Meta-PerSER has learned its own and does not read this."""
+
+
+@_strict
+class ReferenceSettings(AdaptationSettings):
+    """Fine-tuning on all of a listener's other labels: many more than K, so more steps."""
+
+    steps: Steps = dataclasses.field(default_factory=lambda: [50, 150, 500])
+    """Full-batch gradient steps on the listener's labels."""
 
 
 @_strict
@@ -125,7 +144,8 @@ class Settings:
     corpus: str
     """Folder that ``metaperser prepare`` wrote."""
     system: SystemName = "meta_perser"
-    """The row of Table 1 (paper section 2.4); entire_zero and entire_few both train SSL-E."""
+    """The row of Table 1 (paper section 2.4), or ``reference`` beside it; linear_few, entire_few, entire_zero,
+    entire_sim and reference all train SSL-E."""
     scenario: Scenario = "seen"
     fold: PositiveInt = 1
     """Which external annotator (or group) is the test; ``-v fold3`` on the command line wins."""
@@ -141,8 +161,10 @@ class Settings:
     episodes: EpisodeSettings = EpisodeSettings()
     model: ModelSettings = ModelSettings()
     ssl: SSLSettings = SSLSettings()
+    multi_task: MultiTaskSettings = MultiTaskSettings()
     meta: MetaSettings = MetaSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
+    reference: ReferenceSettings = ReferenceSettings()
 
 
 def read_settings(section: Any, variant: str | None = None) -> Settings:
