@@ -1,41 +1,12 @@
-"""The experiment's tables against numbers worked out by hand, and the grid on a small corpus."""
+"""The grid on a small corpus."""
 
 import pandas as pd
 import pytest
 import yaml
 
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.experiments.figures import systems_figure, write_figure
 from s3prl_metaperser.experiments.runs import Upstream
 from s3prl_metaperser.experiments.table1 import Candidate, Table1
-from s3prl_metaperser.experiments.tables import markdown_table, summarise
-from s3prl_metaperser.reporting import RESULT_COLUMNS
-
-
-def rows(system, scenario, values):
-    fixed = ("fbank_no_cmvn", "linear", "E1")
-    return [[system, scenario, *fixed, episode, 4, 8, v, v + 10, v + 50] for episode, v in enumerate(values)]
-
-
-def test_table_shows_mean_spread_and_the_best_in_bold(tmp_path):
-    results = pd.DataFrame(
-        [*rows("Random", "seen", [10, 14]), *rows("Meta-PerSER", "seen", [30, 30]), *rows("Random", "unseen", [9])],
-        columns=RESULT_COLUMNS,
-    )
-    summary = summarise(results)
-    assert summary.loc[0, ["episodes", "maF1", "maF1_std", "UA"]].tolist() == [2, 12, 2, 62]
-    lines = markdown_table(summary).splitlines()
-    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
-        *("Random", "12.0 ± 2.0", "22.0 ± 2.0", "62.0 ± 2.0"),
-        *("**9.0 ± 0.0**", "**19.0 ± 0.0**", "**59.0 ± 0.0**"),
-    ]
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        *("Meta-PerSER", "**30.0 ± 0.0**", "**40.0 ± 0.0**", "**80.0 ± 0.0**"),
-        *("–", "–", "–"),
-    ]
-    write_figure(systems_figure(summary, "title"), tmp_path, "table1")
-    assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / "table1.svg").read_text()
 
 
 def small_experiment(tmp_path, corpus, **change):

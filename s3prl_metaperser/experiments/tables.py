@@ -1,19 +1,25 @@
-"""From episodes' rows to tables that people read."""
+"""From episodes' rows to the tables that people read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from s3prl_metaperser.atomic import replacing, write_text
+from s3prl_metaperser.atomic import replacing
+from s3prl_metaperser.experiments.table_formats import MISSING, Block, Cell, Row, Table, write_formats
 from s3prl_metaperser.metrics import METRICS
 
+CAPTION = "Adaptation to test listeners, in percent; the best of each column is bold."
 HOW_TO_READ = (
     "Percentages, mean ± standard deviation over all episodes of all folds; higher is better. Each episode adapts to a "
     "test listener's K labelled clips and scores Q others; all systems see the same episodes."
 )
+ABOUT_REFERENCE = "Rows in italics are a reference, not one of the systems compared; they take no part in the bold."
+CONDITION = ["upstream", "scope", "shots", "queries"]
+"""Columns of results across which no mean is taken: each combination is a block of its own."""
+_CONDITION_TITLES = {"upstream": "{}", "scope": "scope {}", "shots": "K = {}", "queries": "Q = {}"}
 
 
 def read_results(folders: Sequence[Path]) -> pd.DataFrame:
@@ -22,17 +28,18 @@ def read_results(folders: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def summarise(results: pd.DataFrame) -> pd.DataFrame:
+def summarise(results: pd.DataFrame, by: Sequence[str] = ("scenario", "system")) -> pd.DataFrame:
     """Give mean and standard deviation over episodes.
 
     Args:
         results: rows of ``results.csv``.
+        by: columns whose every combination is a row of its own.
 
     Returns:
-        One row a (scenario, system), in order of appearance: columns ``episodes`` and, for each metric, ``METRIC`` and
-        ``METRIC_std``.
+        The combinations in order of appearance: the columns ``by``, ``episodes`` and, for each metric, ``METRIC`` and
+        ``METRIC_std`` in percent (of the population, as all episodes are at hand).
     """
-    groups = results.groupby(["scenario", "system"], sort=False)
+    groups = results.groupby(list(by), sort=False)
     columns: dict[str, pd.Series] = {"episodes": groups.size()}
     for metric in METRICS:
         columns[metric] = groups[metric].mean()
@@ -40,38 +47,108 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def markdown_table(summary: pd.DataFrame) -> str:
-    """Lay a summary out as Table 1 does: a row a system, three metrics a scenario, the best in bold."""
+def write_tables(
+    results: pd.DataFrame,
+    out: Path,
+    name: str,
+    notes: Sequence[str] = (),
+    reference: Sequence[str] = (),
+    rows: Mapping[str, Mapping[str, str]] | None = None,
+) -> Table:
+    r"""Write the paper's kind of table: a row a system, three metrics a scenario.
+
+    The best mean of each column is bold, as are those that look equal to it as shown. A system with fewer episodes than
+    another is marked and never bold, as it was not measured on the same ones. Upstreams, scopes, K and Q that differ
+    get a block each.
+
+    Args:
+        results: rows of ``results.csv``.
+        out: folder of ``NAME.md``, ``NAME.tex`` (for ``\input``) and ``NAME.csv`` (the numbers, to four digits).
+        name: of the files.
+        notes: lines below the table.
+        reference: systems to set apart as what the others are measured by: last, in italics, never bold.
+        rows: further leading columns by system, such as ``{"Meta-PerSER": {"INI": "✓"}}`` for Table 2, in the order of
+            the rows. A system named here that has no results gets a row without numbers.
+
+    Returns:
+        The table, for the report.
+    """
+    summary = summarise(results, [*CONDITION, "scenario", "system"])
+    marks = rows or {}
+    systems = list(dict.fromkeys([*marks, *summary["system"]]))
+    systems.sort(key=lambda system: system in reference)
+    extra = tuple(dict.fromkeys(column for one in marks.values() for column in one))
     scenarios = list(dict.fromkeys(summary["scenario"]))
-    systems = list(dict.fromkeys(summary["system"]))
-    cells = summary.set_index(["scenario", "system"])
-    header = ["System", *(f"{scenario} {metric}" for scenario in scenarios for metric in METRICS)]
-    rows = []
-    for system in systems:
-        row = [system]
-        for scenario in scenarios:
-            for metric in METRICS:
-                if (scenario, system) not in cells.index:
-                    row.append("–")
-                    continue
-                value, spread = cells.loc[(scenario, system), [metric, f"{metric}_std"]]
-                shown = f"{value:.1f} ± {spread:.1f}"
-                best = value == cells.loc[scenario][metric].max()
-                row.append(f"**{shown}**" if best else shown)
-        rows.append(row)
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in [header, *rows]
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines) + "\n"
+    blocks, incomplete = [], []
+    for key, block in summary.groupby(CONDITION, sort=False):
+        expected = block.groupby("scenario")["episodes"].transform("max")
+        whole = block["episodes"] == expected
+        title = _condition(summary, key)
+        incomplete += [
+            ", ".join(filter(None, [row.system, row.scenario, title])) + f": {row.episodes} of {of}"
+            for row, of in zip(block[~whole].itertuples(), expected[~whole], strict=True)
+        ]
+        contenders = block[whole & ~block["system"].isin(reference)]
+        best = contenders.groupby("scenario")[list(METRICS)].max()
+        cells = block.assign(whole=whole).set_index(["system", "scenario"])
+        shown = tuple(
+            Row(
+                (
+                    Cell(f"{system} (reference)" if system in reference else system),
+                    *(Cell(marks.get(system, {}).get(column, "")) for column in extra),
+                    *(
+                        _cell(cells, best, system, scenario, metric, system in reference)
+                        for scenario in scenarios
+                        for metric in METRICS
+                    ),
+                ),
+                reference=system in reference,
+            )
+            for system in systems
+            if system in marks or system in set(block["system"])
+        )
+        blocks.append(Block(title, shown))
+    table = Table(
+        caption=CAPTION,
+        leading=("System", *extra),
+        groups=tuple((scenario, METRICS) for scenario in scenarios),
+        blocks=tuple(blocks),
+        notes=(
+            HOW_TO_READ,
+            *([ABOUT_REFERENCE] if any(system in reference for system in systems) else []),
+            *(["† From fewer episodes than other systems, never bold: " + "; ".join(incomplete)] if incomplete else []),
+            *notes,
+        ),
+    )
+    numbers = summary.assign(reference=summary["system"].isin(reference)).round(4)
+    for column in extra:
+        numbers[column] = [marks.get(system, {}).get(column, "") for system in numbers["system"]]
+    with replacing(out / f"{name}.csv") as temporary:
+        numbers.to_csv(temporary, index=False, lineterminator="\n")
+    write_formats(table, out, name)
+    return table
+
+
+def _cell(cells: pd.DataFrame, best: pd.DataFrame, system: str, scenario: str, metric: str, is_reference: bool) -> Cell:
+    if (system, scenario) not in cells.index:
+        return Cell(MISSING)
+    row = cells.loc[(system, scenario)]
+    mean, spread = f"{row[metric]:.1f}", f"{row[f'{metric}_std']:.1f}"
+    if not row["whole"]:
+        return Cell(f"† {mean} ± {spread}")
+    return Cell(f"{mean} ± {spread}", bold=not is_reference and mean == f"{best.loc[scenario, metric]:.1f}")
+
+
+def _condition(summary: pd.DataFrame, key: tuple[object, ...]) -> str:
+    """Say in which of the columns :data:`CONDITION` a block differs from others; empty when there is one block."""
+    named = zip(CONDITION, key, strict=True)
+    return ", ".join(
+        _CONDITION_TITLES[column].format(value) for column, value in named if summary[column].nunique() > 1
+    )
 
 
 def write_table(results: pd.DataFrame, out: Path, results_name: str, table_name: str) -> None:
-    """Write rows as ``RESULTS_NAME.csv``, their summary as ``TABLE_NAME.csv`` and as ``TABLE_NAME.md``."""
-    summary = summarise(results)
-    for name, frame in ((results_name, results), (table_name, summary.round(4))):
-        with replacing(out / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False, lineterminator="\n")
-    write_text(out / f"{table_name}.md", markdown_table(summary) + "\n" + HOW_TO_READ + "\n")
+    """Write rows as ``RESULTS_NAME.csv`` and their table as ``TABLE_NAME.md``, ``.tex`` and ``.csv``."""
+    with replacing(out / f"{results_name}.csv") as temporary:
+        results.to_csv(temporary, index=False, lineterminator="\n")
+    write_tables(results, out, table_name)
