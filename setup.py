@@ -36,7 +36,10 @@ setup(
         "s3prl.downstream.metaperser": "s3prl_metaperser/s3prl_downstream",
         "s3prl_metaperser.downstream_configs": "downstream_configs",
     },
-    package_data={"s3prl_metaperser.downstream_configs": ["*.yaml"]},
+    package_data={
+        "s3prl_metaperser.downstream_configs": ["*.yaml"],
+        "s3prl_metaperser.experiments": ["*.jinja"],
+    },
     # The ranges in which the stock `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with
     # torchaudio 2.9 or huggingface_hub 1. tensorboardX is what its runner imports without declaring it.
     install_requires=[
@@ -47,6 +50,7 @@ setup(
         "transformers>=4.41,<5",
         "tensorboardX>=2.6,<3",
         "higher>=0.2.1,<0.3",
+        "jinja2>=3.1,<4",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",
         "pandas>=2,<4",
@@ -54,6 +58,7 @@ setup(
         "pyyaml>=6",
         "safetensors>=0.4,<1",
         "scikit-learn>=1.4,<2",
+        "scipy>=1.13,<2",
         "soundfile>=0.12",
         "tqdm>=4.66",
     ],
