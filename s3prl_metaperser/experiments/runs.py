@@ -1,4 +1,4 @@
-"""One run of the grid: a config, a folder, and s3prl's runner in a process of its own.
+"""One run of a grid: a config, a folder, and the command of s3prl's runner that goes with them.
 
 A run that has ended well leaves ``done.json`` with a fingerprint of everything that determines it; asked for again, it
 is not repeated. A run that was killed is begun anew.
@@ -9,31 +9,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 import s3prl_metaperser
 from s3prl_metaperser.atomic import write_text
-from s3prl_metaperser.errors import MetaPerSERError
+
+Mode = Literal["train", "evaluate"]
 
 DONE = "done.json"
 LOG = "log.txt"
+CONFIG = "config.yaml"
+BEST = "dev-best.ckpt"
+RESULTS, DEV_RESULTS = "results.csv", "results-dev.csv"
+OUTPUTS: dict[Mode, tuple[str, ...]] = {"train": (BEST, DEV_RESULTS), "evaluate": (RESULTS,)}
+"""What a run that ended well has left, and others read."""
+
+LIBRARIES = ("s3prl", "torch", "torchaudio", "numpy", "higher")
+"""Those whose version may change a run's numbers."""
+_OWN_ROOM = "experiments"
 
 
 @cache
 def _code_fingerprint() -> str:
+    """Hash the code that runs inside a run: the package without the room that only arranges runs."""
     package = Path(s3prl_metaperser.__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in LIBRARIES).encode())
     for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+        name = path.relative_to(package)
+        if name.parts[0] != _OWN_ROOM:
+            digest.update(f"{name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _file_fingerprint(path: Path) -> str:
+    state = path.stat()
+    return _content_hash(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _content_hash(path: Path, size: int, changed: int) -> str:
+    """Hash a file; ``size`` and ``changed`` are what a changed file is told from a remembered one by."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -43,7 +73,7 @@ class Upstream:
 
     Attributes:
         name: ``-u``.
-        ckpt: ``-k``, or None.
+        ckpt: ``-k``, a path or an address, or None.
         device: ``--device``.
     """
 
@@ -61,80 +91,119 @@ class Run:
     """One call of s3prl's runner.
 
     Attributes:
+        name: what it is called in the grid, such as ``seen/fold1/ssl_e``.
         folder: its expdir.
         mode: ``train`` or ``evaluate``.
         config: the whole config file.
         upstream: what is loaded.
         seed: ``--seed``.
-        checkpoint: whose weights are evaluated; None while training.
+        threads: CPU threads; results depend on it in the last bits, so it is not left to chance.
+        checkpoint: whose weights are evaluated; None while training, and for a system that needs none.
     """
 
+    name: str
     folder: Path
-    mode: str
+    mode: Mode
     config: Mapping[str, Any]
     upstream: Upstream
     seed: int
+    threads: int
     checkpoint: Path | None = None
 
-    def command(self) -> list[str]:
-        """Give the command line."""
+    def arguments(self) -> list[str]:
+        """Give the command line after the program's name."""
         return [
-            sys.executable,
-            "-m",
-            "s3prl_metaperser.run_downstream",
             *["-m", self.mode, "-d", "metaperser", *self.upstream.arguments()],
-            *["-c", str(self.folder / "config.yaml"), "-p", str(self.folder), "--seed", str(self.seed)],
+            *["-c", str(self.folder / CONFIG), "-p", str(self.folder), "--seed", str(self.seed)],
             *(["-i", str(self.checkpoint)] if self.checkpoint else []),
         ]
 
-    def fingerprint(self, threads: int) -> str:
-        """Hash everything that determines the run: code, command, config, corpus, and the weights it starts from."""
-        config = dict(self.config)
-        corpus = Path(config["downstream_expert"]["corpus"])
-        read = [
-            *(corpus / "annotations.csv", corpus / "corpus.json"),
-            *(self.checkpoint, config["downstream_expert"].get("init_from"), self.upstream.ckpt),
-        ]
+    def command(self) -> list[str]:
+        """Give the command that does the same by hand."""
+        return [sys.executable, "-m", "s3prl_metaperser.run_downstream", *self.arguments()]
+
+    def thread_limits(self) -> dict[str, str]:
+        """Give the environment variables by which numerical libraries keep to :attr:`threads`."""
+        return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+
+    def environment(self) -> dict[str, str]:
+        """Give the environment of the process."""
+        return dict(os.environ) | self.thread_limits()
+
+    def shown_command(self) -> str:
+        """Give :meth:`command` as a shell takes it, with its thread limits."""
+        limits = " ".join(f"{name}={value}" for name, value in self.thread_limits().items())
+        return f"{limits} {shlex.join(self.command())}"
+
+    def fingerprint(self) -> str:
+        """Hash everything that determines the run: code, config, corpus, and the weights it starts from.
+
+        Files are told by what they hold, not by where they are.
+
+        Raises:
+            OSError: when a file that it reads is not there (yet).
+        """
+        expert = dict(self.config["downstream_expert"])
+        corpus = Path(expert.pop("corpus"))
+        read = [corpus / "annotations.csv", corpus / "corpus.json"]
+        read += [Path(path) for path in (self.checkpoint, expert.pop("init_from", None)) if path]
+        upstream, ckpt = self.upstream, self.upstream.ckpt
+        if ckpt and Path(ckpt).is_file():
+            read.append(Path(ckpt))
+            upstream = replace(upstream, ckpt="")
         parts = {
             "code": _code_fingerprint(),
             "mode": self.mode,
-            "config": config,
-            "upstream": asdict(self.upstream),
+            "config": {**self.config, "downstream_expert": expert},
+            "upstream": asdict(upstream),
             "seed": self.seed,
-            "threads": threads,
-            "files": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in read if path],
+            "threads": self.threads,
+            "files": [_file_fingerprint(path) for path in read],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def execute(self, threads: int) -> None:
-        """Run unless it has been done.
+    def is_done(self) -> bool:
+        """Tell whether this very run has ended well, and what it left is still there."""
+        try:
+            return self.record()["fingerprint"] == self.fingerprint() and self.missing_output() is None
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
-        Args:
-            threads: CPU threads of the process; results depend on it in the last bits, so it is not left to chance.
+    def record(self) -> dict[str, Any]:
+        """Read ``done.json``: fingerprint, command, when it started and ended, and how many seconds it took.
 
         Raises:
-            MetaPerSERError: when the runner fails; with its last words.
+            OSError: it has not ended well.
+            ValueError: the file is damaged.
         """
-        fingerprint = self.fingerprint(threads)
-        done = self.folder / DONE
-        if done.exists() and json.loads(done.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
-            return
+        return dict(json.loads((self.folder / DONE).read_text(encoding="utf-8")))
+
+    def prepare(self) -> None:
+        """Make the folder with the config in it, in place of what an earlier, other or unfinished run left."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        write_text(self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        with (self.folder / LOG).open("w", encoding="utf-8") as log:
-            result = subprocess.run(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-        if result.returncode != 0:
-            raise MetaPerSERError(
-                f"{self.mode} in {self.folder} ended with code {result.returncode}: {self._last_words()}; "
-                f"all of it is in {self.folder / LOG}"
-            )
-        write_text(done, json.dumps({"fingerprint": fingerprint, "command": self.command()}, indent=2) + "\n")
+        write_text(self.folder / CONFIG, yaml.safe_dump(dict(self.config), sort_keys=False))
 
-    def _last_words(self) -> str:
-        lines = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
+    def missing_output(self) -> str | None:
+        """Name the first file that the run should have left and has not."""
+        return next((name for name in OUTPUTS[self.mode] if not (self.folder / name).exists()), None)
+
+    def finish(self, started: datetime, ended: datetime) -> None:
+        """Record that the run has ended well."""
+        record = {
+            "fingerprint": self.fingerprint(),
+            "command": self.shown_command(),
+            "started": started.isoformat(timespec="seconds"),
+            "ended": ended.isoformat(timespec="seconds"),
+            "seconds": round((ended - started).total_seconds(), 1),
+        }
+        write_text(self.folder / DONE, json.dumps(record, indent=2) + "\n")
+
+    def last_words(self) -> str:
+        """Give the last line of the log."""
+        try:
+            text = (self.folder / LOG).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return "it left no log"
+        said = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
         return said[-1] if said else "it said nothing"

@@ -1,0 +1,217 @@
+"""How a run's process is started on this machine.
+
+Importing torch and s3prl takes longer than many a run. So runs are forked from a server process that has imported them
+once (the standard library's ``forkserver``). Each is a process of its own all the same, with the command line, the
+environment and the log of its command; it computes the same bits as that command given by hand.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+from s3prl_metaperser.experiments.runs import LOG, Run
+
+POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 10.0
+"""What a process is given to end when it is asked to, before it is killed."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended.
+
+    Attributes:
+        reason: such as ``ended with code 1``; None when it ended well.
+    """
+
+    reason: str | None
+
+    @classmethod
+    def with_code(cls, code: int) -> End:
+        """Translate an exit code; a negative one is the signal that killed the process."""
+        if code < 0:
+            return cls(f"was killed by {signal.Signals(-code).name}")
+        return cls(f"ended with code {code}" if code else None)
+
+
+class Launched(ABC):
+    """A run that is under way."""
+
+    @abstractmethod
+    def poll(self) -> End | None:
+        """Tell how it ended; None while it goes on."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it, and wait until it has ended."""
+
+
+class Launcher(ABC):
+    """Starts runs.
+
+    Attributes:
+        poll_seconds: how often it is worth asking whether a run has ended.
+    """
+
+    poll_seconds = POLL_SECONDS
+
+    def clear(self, run: Run) -> None:
+        """End what an experiment that was killed may have left running of a run; asked before its folder is made."""
+        return
+
+    @abstractmethod
+    def start(self, run: Run) -> Launched:
+        """Start a run whose folder is prepared.
+
+        Raises:
+            OSError: when the machine does not let it.
+            MetaPerSERError: when a scheduler does not.
+        """
+
+
+def local_launcher(device: str, threads: int) -> Launcher:
+    """Give the quickest launcher for a device.
+
+    A CUDA context does not survive a fork, and not every system can fork; there each run imports for itself.
+
+    Args:
+        device: where torch computes.
+        threads: CPU threads of each run.
+    """
+    if device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods():
+        return ForkLauncher(threads)
+    return ProcessLauncher()
+
+
+class ProcessLauncher(Launcher):
+    """Starts each run's command as it stands."""
+
+    def start(self, run: Run) -> Launched:
+        """See :class:`Launcher`."""
+        with (run.folder / LOG).open("wb") as log:
+            return _Process(
+                subprocess.Popen(
+                    run.command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=run.environment(),
+                )
+            )
+
+
+class _Process(Launched):
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> End | None:
+        code = self._process.poll()
+        return None if code is None else End.with_code(code)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class ForkLauncher(Launcher):
+    """Forks each run from a process that has imported what runs import.
+
+    Args:
+        threads: CPU threads of each run, which numerical libraries want to know while they are imported.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["s3prl_metaperser.experiments.preloaded"])
+        with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
+            forkserver.ensure_running()
+
+    def start(self, run: Run) -> Launched:
+        """See :class:`Launcher`."""
+        process = self._context.Process(
+            target=_run, args=(run.arguments(), run.folder / LOG, run.environment(), run.threads), name=run.name
+        )
+        process.start()
+        return _Forked(process)
+
+
+class _Forked(Launched):
+    def __init__(self, process: ForkServerProcess) -> None:
+        self._process = process
+
+    def poll(self) -> End | None:
+        code = self._process.exitcode
+        return None if code is None else End.with_code(code)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.join(PATIENCE_SECONDS)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+
+
+def _run(arguments: Sequence[str], log: Path, environment: Mapping[str, str], threads: int) -> None:
+    """Be the process that ``python -m s3prl_metaperser.run_downstream ARGUMENTS`` would be; runs in the fork."""
+    _end_with_parent()
+    _redirect(log)
+    os.environ.clear()
+    os.environ.update(environment)
+    import torch
+
+    from s3prl_metaperser import run_downstream
+
+    torch.set_num_threads(threads)
+    sys.argv = [str(run_downstream.__file__), *arguments]
+    run_downstream.main()
+
+
+def _end_with_parent() -> None:
+    """End with the experiment, also when that is killed: another may soon write into the same folder."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _redirect(log: Path) -> None:
+    """Read nothing, and write both outputs to the log, whoever writes them."""
+    with open(os.devnull, "rb") as nothing, log.open("wb") as file:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
