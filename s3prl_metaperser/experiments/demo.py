@@ -18,19 +18,25 @@ FOLDS = 2
 QUERIES = 64
 
 
-def run_demo(out: Path, seed: int) -> None:
+def run_demo(out: Path, seed: int) -> int:
     """Run the demo.
 
     Args:
         out: folder for corpus, runs and tables; finished parts found there are not repeated.
         seed: of the corpus and of all draws.
+
+    Returns:
+        The exit code: 1 where a run failed.
     """
     from s3prl_metaperser.corpus.iemocap import prepare_iemocap
     from s3prl_metaperser.corpus.manifest import write_corpus
     from s3prl_metaperser.corpus.report import summary
     from s3prl_metaperser.corpus.synthetic import write_demo_corpus
+    from s3prl_metaperser.experiments.conduct import conduct, tell
+    from s3prl_metaperser.experiments.launchers import local_launcher
+    from s3prl_metaperser.experiments.plan import Setup
     from s3prl_metaperser.experiments.runs import Upstream
-    from s3prl_metaperser.experiments.table1 import Candidate, Table1
+    from s3prl_metaperser.experiments.table1 import table1
 
     begin = time.monotonic()
     recordings, corpus_folder = out / f"recordings-seed{seed}", out / "corpus"
@@ -44,7 +50,7 @@ def run_demo(out: Path, seed: int) -> None:
     write_corpus(corpus, corpus_folder, overwrite=True)
     print(summary(corpus, report))
     _say(f"training and comparing, {FOLDS} of 5 folds, both scenarios (log files in {out / 'runs'})")
-    Table1(
+    setup = Setup(
         corpus=corpus_folder,
         out=out,
         upstream=Upstream("fbank_no_cmvn", None, "cpu"),
@@ -54,18 +60,19 @@ def run_demo(out: Path, seed: int) -> None:
         shots=32,
         queries=QUERIES,
         episodes=10,
-        candidates=(Candidate("disjoint", 0.1),),
         seed=1337,
         threads=1,
-    ).run(jobs=2)
+    )
+    experiment = table1(setup, inner_lrs=[0.1])
+    outcome = conduct(experiment, local_launcher(setup.upstream.device, setup.threads), jobs=2)
     print()
-    print((out / "table1.md").read_text(encoding="utf-8"))
+    code = tell(experiment, outcome)
     print(
         "Entire-Zero is the average listener's model, Entire-Few the same one fine-tuned on 32 clips of the new "
         "listener, Meta-PerSER the meta-learned one adapted to the same 32 clips."
     )
-    print(f"Files: table {out / 'table1.md'}, one row per episode {out / 'results.csv'}, runs {out / 'runs'}")
     _say(f"done in {time.monotonic() - begin:.0f} s")
+    return code
 
 
 def _say(what: str) -> None:
@@ -79,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus (0)")
     args = parser.parse_args(arguments)
     try:
-        run_demo(args.out, args.seed)
+        sys.exit(run_demo(args.out, args.seed))
     except MetaPerSERError as error:
         raise exit_with(error) from None
 

@@ -1,0 +1,119 @@
+"""Conducting an experiment from its check to the report of its folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from s3prl_metaperser.atomic import locked
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.experiments import figure2, table1, table2
+from s3prl_metaperser.experiments.experiment import (
+    Experiment,
+    Kind,
+    Record,
+    claim_folder,
+    read_results,
+    results_name,
+    write_results,
+)
+from s3prl_metaperser.experiments.grid import Grid, Outcome
+from s3prl_metaperser.experiments.launchers import Launcher
+from s3prl_metaperser.experiments.plan import Setup
+from s3prl_metaperser.experiments.report import NAME as REPORT
+from s3prl_metaperser.experiments.report import Report, Section, versions, write_report
+
+Present = Callable[[Path, str, Record, pd.DataFrame], list[Section]]
+
+PRESENTERS: dict[Kind, Present] = {"table1": table1.present, "table2": table2.present, "figure2": figure2.present}
+
+
+def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
+    """Run what is not done yet, and write results, tables and the report of the folder.
+
+    Args:
+        experiment: what to run.
+        launcher: starts the runs.
+        jobs: runs that are under way at once.
+
+    Returns:
+        What became of the runs; where some failed, tables are made of the others.
+
+    Raises:
+        MetaPerSERError: when the corpus or a setting is wrong, before anything is run or written.
+    """
+    setup = experiment.setup
+    setup.check()
+    try:
+        setup.out.mkdir(parents=True, exist_ok=True)
+        lock = (setup.out / ".lock").open("a")
+    except OSError as error:
+        raise MetaPerSERError(f"--out {setup.out} cannot be written: {error.strerror}") from None
+    with lock, locked(lock, f"another experiment writes into {setup.out}; waiting for it"):
+        claim_folder(setup)
+        outcome = Grid(experiment.nodes).run(launcher, jobs)
+        write_results(experiment.results(outcome), setup.out, experiment.kind)
+        Record.of(experiment, outcome).write(setup.out, experiment.kind)
+        report(setup)
+    return outcome
+
+
+def report(setup: Setup) -> Path:
+    """Write tables, figures and the report of all experiments made in a folder so far."""
+    out = setup.out
+    title = f"{setup.listeners.name}, {setup.upstream.name}, K={setup.shots}, Q={setup.queries}"
+    records = {kind: record for kind in PRESENTERS if (record := Record.read(out, kind)) is not None}
+    sections: list[Section] = []
+    for kind, record in records.items():
+        results = read_results(out, kind, record.folds)
+        if results.empty:
+            sections.append(Section(kind, "No run of this experiment has ended well."))
+        else:
+            sections += PRESENTERS[kind](out, title, record, results)
+    chosen = [row for record in records.values() for row in record.chosen]
+    runs = {row["run"]: row for record in records.values() for row in record.runs}
+    return write_report(
+        out,
+        Report(
+            title=f"Listener-personalised emotion recognition on {setup.listeners.name}",
+            corpus=setup.listeners.name,
+            sections=sections,
+            commands=[record.command for record in records.values()],
+            versions=versions(),
+            settings=setup.shared(),
+            seeds={"--seed": setup.seed},
+            chosen=pd.DataFrame(chosen).drop_duplicates() if chosen else None,
+            failures=list(dict.fromkeys(line for record in records.values() for line in record.failures)),
+            runs=pd.DataFrame(list(runs.values())) if runs else None,
+        ),
+    )
+
+
+def tell(experiment: Experiment, outcome: Outcome) -> int:
+    """Print the table and where everything is, and list failures on stderr.
+
+    Returns:
+        The exit code: 1 where a run failed.
+    """
+    out = experiment.setup.out
+    table = out / f"{experiment.kind}.md"
+    if table.exists():
+        print(table.read_text(encoding="utf-8"))
+    print(f"Report, to be opened in a browser: {out / REPORT}")
+    print(
+        f"Rows per episode: {out / results_name(experiment.kind)}.csv   Runs, checkpoints, predictions: {out / 'runs'}"
+    )
+    if not outcome.failures:
+        return 0
+    skipped = sum(state == "not run" for state in outcome.states.values())
+    print(
+        f"metaperser: {len(outcome.failures)} of {len(outcome.states)} runs failed, {skipped} more need them; the "
+        "others are kept and not repeated:",
+        file=sys.stderr,
+    )
+    for failure in outcome.failures:
+        print(f"  {failure}", file=sys.stderr)
+    return 1

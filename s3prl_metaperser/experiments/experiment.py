@@ -1,0 +1,243 @@
+"""An experiment: its runs, the rows that its table is made of, and the record that it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from s3prl_metaperser.atomic import replacing, write_text
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.experiments.grid import Node, Outcome
+from s3prl_metaperser.experiments.plan import Setup
+from s3prl_metaperser.experiments.runs import RESULTS
+from s3prl_metaperser.reporting import RESULT_COLUMNS
+from s3prl_metaperser.settings import Scenario
+
+Kind = Literal["table1", "table2", "figure2"]
+
+SHARED = "experiment.json"
+"""The file that holds what all experiments of a folder share."""
+TUNING = "tuning.csv"
+"""What a run chose on dev, where it chose anything."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a row of the table comes from, in one cell of the grid.
+
+    Attributes:
+        system: as it is called in the table and in the column ``system``.
+        scenario: of the run.
+        fold: of the run.
+        node: the evaluation.
+        shots: K to be shown, where it differs from the run's since the system makes no use of the K clips.
+    """
+
+    system: str
+    scenario: Scenario
+    fold: int
+    node: str
+    shots: int | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run and what comes of it.
+
+    Attributes:
+        kind: of the paper's experiments.
+        setup: of its runs.
+        nodes: its runs.
+        rows: in the order of the table.
+        arguments: the experiment's own part of its command line.
+        notes: to be told beside the results.
+    """
+
+    kind: Kind
+    setup: Setup
+    nodes: Sequence[Node]
+    rows: Sequence[Row]
+    arguments: Sequence[str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command line, as a shell takes it."""
+        return shlex.join(["metaperser", "experiment", self.kind, *self.setup.arguments(), *self.arguments])
+
+    def results(self, outcome: Outcome) -> pd.DataFrame:
+        """Collect the results of the rows whose runs are done.
+
+        Returns:
+            Rows of ``results.csv``, ordered by scenario, system and fold; empty when no run is done.
+        """
+        frames = []
+        order = {scenario: place for place, scenario in enumerate(self.setup.scenarios)}
+        systems = {system: place for place, system in enumerate(dict.fromkeys(row.system for row in self.rows))}
+        for row in sorted(self.rows, key=lambda row: (order[row.scenario], systems[row.system], row.fold)):
+            if outcome.is_done(row.node):
+                frame = pd.read_csv(self.setup.folder(row.node) / RESULTS, dtype={"test_annotator": str})
+                frame["system"] = row.system
+                if row.shots is not None:
+                    frame["shots"] = row.shots
+                frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=RESULT_COLUMNS)
+
+    def chosen(self, outcome: Outcome) -> list[dict[str, Any]]:
+        """Say what was chosen on the dev annotator: columns scenario, fold, system, setting."""
+        found = []
+        for row in {row.node: row for row in self.rows}.values():
+            settings = []
+            training = outcome.chosen.get(row.node)
+            if training is not None:
+                settings.append(f"inner_lr {outcome.runs[training].config['downstream_expert']['meta']['inner_lr']:g}")
+            if outcome.is_done(row.node):
+                settings += _tuned(self.setup.folder(row.node))
+            if settings:
+                k = outcome.runs[row.node].config["downstream_expert"]["episodes"]["shots"]
+                found.append(
+                    {
+                        "scenario": row.scenario,
+                        "fold": row.fold,
+                        "system": row.system if k == self.setup.shots else f"{row.system}, K = {k}",
+                        "setting": ", ".join(settings),
+                    }
+                )
+        return found
+
+
+def _tuned(folder: Path) -> list[str]:
+    try:
+        rows = pd.read_csv(folder / TUNING, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        return []
+    best = rows[rows["chosen"] == "True"]
+    return [text for row in best.itertuples() for text in ([f"lr {row.lr}"] if row.lr else []) + [f"{row.steps} steps"]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment leaves in ``KIND.json``, for the report that shows all experiments of a folder.
+
+    Attributes:
+        command: that gives it again.
+        folds: test annotator → fold.
+        notes: to be told beside the results.
+        chosen: rows of what dev chose.
+        failures: a line each.
+        runs: rows of name, seconds and state.
+    """
+
+    command: str
+    folds: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+    chosen: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, experiment: Experiment, outcome: Outcome) -> Record:
+        """Describe an experiment that has ended."""
+        skipped = [name for name, state in outcome.states.items() if state == "not run"]
+        failures = [str(failure) for failure in outcome.failures]
+        failures += [f"not run, since what it needs failed: {', '.join(skipped)}"] if skipped else []
+        runs = [
+            {"run": name, "seconds": outcome.seconds.get(name), "state": outcome.states[name]}
+            for name in (node.name for node in experiment.nodes)
+        ]
+        return cls(
+            experiment.command,
+            experiment.setup.folds_of(),
+            [*experiment.notes, *_missing(experiment, outcome)],
+            experiment.chosen(outcome),
+            failures,
+            runs,
+        )
+
+    def write(self, out: Path, kind: Kind) -> None:
+        """Write ``KIND.json``."""
+        write_text(out / f"{kind}.json", json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, out: Path, kind: Kind) -> Record | None:
+        """Read ``KIND.json``; None where that experiment has not been made.
+
+        Raises:
+            MetaPerSERError: when the file is damaged.
+        """
+        path = out / f"{kind}.json"
+        content = _read_json(path)
+        try:
+            return None if content is None else cls(**content)
+        except TypeError:
+            raise _damaged(path) from None
+
+
+def results_name(kind: Kind) -> str:
+    """Give the name of the file with a row per episode: ``results`` of Table 1, ``results-KIND`` of the others."""
+    return "results" if kind == "table1" else f"results-{kind}"
+
+
+def write_results(results: pd.DataFrame, out: Path, kind: Kind) -> None:
+    """Write the rows, a file of fixed columns."""
+    with replacing(out / f"{results_name(kind)}.csv") as temporary:
+        results[RESULT_COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFrame:
+    """Read the rows, with their ``fold`` as a further column."""
+    results = pd.read_csv(out / f"{results_name(kind)}.csv", dtype={"test_annotator": str})
+    return results.assign(fold=results["test_annotator"].map(folds))
+
+
+def claim_folder(setup: Setup) -> None:
+    """Record what all experiments of a folder share, or find that this one does not.
+
+    Raises:
+        MetaPerSERError: when the folder holds runs of other settings, which would be overwritten.
+    """
+    path = setup.out / SHARED
+    shared, found = setup.shared(), _read_json(path)
+    if found is None:
+        write_text(path, json.dumps(shared, indent=1) + "\n")
+        return
+    for key, value in shared.items():
+        if found.get(key) != value:
+            raise MetaPerSERError(
+                f"--out {setup.out} holds experiments with {key} {found.get(key)!r}, this one has {value!r}; "
+                "give the same, or another --out"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise _damaged(path) from None
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> MetaPerSERError:
+    return MetaPerSERError(f"{path} is damaged; delete it and give the command again (runs are kept)")
+
+
+def _missing(experiment: Experiment, outcome: Outcome) -> list[str]:
+    """Name what a failure has taken from the rows: system, scenario and folds."""
+    lost: dict[tuple[str, str], list[int]] = {}
+    for row in experiment.rows:
+        if not outcome.is_done(row.node):
+            lost.setdefault((row.system, row.scenario), []).append(row.fold)
+    return [
+        f"{system}, {scenario}: fold {', '.join(map(str, sorted(set(folds))))} is missing, since a run failed."
+        for (system, scenario), folds in lost.items()
+    ]

@@ -1,0 +1,395 @@
+"""What the experiments are made of: the settings that they share, and the runs that they share.
+
+One folder (``--out``) holds one set of settings. SSL-E is trained once in it for each scenario and fold, whichever
+experiments need it; features are extracted once, by the first run, which all others wait for.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s3prl_metaperser import configs
+from s3prl_metaperser.corpus.manifest import Corpus, load_corpus
+from s3prl_metaperser.episodes import Split, fold_count, make_split, meta_test_episodes
+from s3prl_metaperser.errors import MetaPerSERError, suggest
+from s3prl_metaperser.experiments.grid import Choice, Node
+from s3prl_metaperser.experiments.runs import BEST, Mode, Run, Upstream
+from s3prl_metaperser.settings import Scenario, Scope, Settings, SystemName, read_settings
+
+SSL_E = "ssl_e"
+MULTI_FEW = "multi_few"
+META_PERSER = "meta_perser"
+
+CONFIG_ROOTS = ("runner", "optimizer", "scheduler", "downstream_expert")
+OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio", "train_dataloader")
+"""What s3prl's runner reads from ``runner:`` beside what our configs have."""
+
+LENGTHS_CHOSEN_ON = 408
+"""Training utterances of the corpus on which the lengths of the unseen scenario's configs were chosen."""
+IN_PROPORTION = (f"{SSL_E}_unseen", f"{MULTI_FEW}_unseen")
+"""Configs that train for so many epochs, since their dev cannot tell when to stop; larger corpora take more steps."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting given beside the configs.
+
+    Attributes:
+        config: the config it is for, such as ``ssl_e`` or ``ssl_e_unseen``; None for all.
+        key: dotted.
+        value: as YAML gave it.
+    """
+
+    config: str | None
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        where = f"{self.config}:" if self.config else ""
+        # JSON is YAML on one line.
+        return f"{where}{self.key}={json.dumps(self.value)}"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all experiments of one folder share.
+
+    Attributes:
+        corpus: folder that ``metaperser prepare`` wrote.
+        out: where everything goes.
+        upstream: what s3prl loads.
+        scenarios: ``seen``, ``unseen`` or both.
+        folds: how many of the corpus's folds; None for all.
+        scope: what adapts.
+        shots: K.
+        queries: Q.
+        episodes: per test annotator.
+        seed: of everything.
+        threads: CPU threads of each run.
+        overrides: further settings, the later over the earlier.
+    """
+
+    corpus: Path
+    out: Path
+    upstream: Upstream
+    scenarios: tuple[Scenario, ...]
+    folds: int | None
+    scope: Scope
+    shots: int
+    queries: int
+    episodes: int
+    seed: int
+    threads: int
+    overrides: tuple[Override, ...] = ()
+
+    @cached_property
+    def listeners(self) -> Corpus:
+        """The corpus, loaded once."""
+        return load_corpus(self.corpus)
+
+    @cached_property
+    def cells(self) -> tuple[tuple[Scenario, int], ...]:
+        """Every scenario with every fold.
+
+        Raises:
+            MetaPerSERError: when the corpus has fewer folds than asked for.
+        """
+        available = fold_count(self.listeners, self._settings(self.scenarios[0]).data)
+        wanted = available if self.folds is None else self.folds
+        if wanted > available:
+            raise MetaPerSERError(f"--folds {wanted} asked for, but corpus {self.listeners.name!r} has {available}")
+        return tuple((scenario, fold) for scenario in self.scenarios for fold in range(1, wanted + 1))
+
+    @cached_property
+    def splits(self) -> dict[tuple[Scenario, int], Split]:
+        """Who trains, chooses and is tested in each cell."""
+        return {
+            (scenario, fold): make_split(self.listeners, scenario, fold, self._settings(scenario).data)
+            for scenario, fold in self.cells
+        }
+
+    def folds_of(self) -> dict[str, int]:
+        """Map each test annotator to its fold."""
+        return {task.annotator: fold for (_, fold), split in self.splits.items() for task in split.test}
+
+    def has_enough(self, scenario: Scenario, shots: int) -> bool:
+        """Tell whether the dev and test annotators of all folds have labels for K = ``shots`` and Q."""
+        try:
+            self._draw([split for (of, _), split in self.splits.items() if of == scenario], shots)
+        except MetaPerSERError:
+            return False
+        return True
+
+    def _draw(self, splits: Sequence[Split], shots: int) -> None:
+        for split in splits:
+            for tasks in (split.dev, split.test):
+                meta_test_episodes(tasks, shots, self.queries, 1, self.seed)
+
+    def check(self) -> None:
+        """Find what is wrong with corpus, settings, upstream or device before anything is run or written.
+
+        Raises:
+            MetaPerSERError: naming it.
+        """
+        self._draw(list(self.splits.values()), self.shots)
+        scenario, fold = self.cells[0]
+        self._check_overrides(scenario)
+        with tempfile.TemporaryDirectory() as folder:
+            run = self.run(f"{scenario}/fold{fold}/{SSL_E}", "train", self.config(SSL_E, scenario, fold))
+            run = replace(run, folder=Path(folder))
+            run.prepare()
+            # s3prl and torch take seconds to import; not before the corpus is known to be there.
+            from s3prl_metaperser.run_downstream import install_stand_ins, quieten, trust_namespaces
+
+            quieten()
+            install_stand_ins()
+            trust_namespaces()
+            from s3prl_metaperser import preflight
+
+            preflight.check(run.arguments())
+
+    def _check_overrides(self, scenario: Scenario) -> None:
+        for one in self.overrides:
+            if one.config is not None and one.config not in configs.available():
+                raise MetaPerSERError(
+                    f"--set {one}: no config {one.config!r}; {suggest(one.config, configs.available())}"
+                )
+            root, *names = one.key.split(".")
+            if root not in CONFIG_ROOTS or not all(names) or not names:
+                raise MetaPerSERError(f"--set {one}: {suggest(root, CONFIG_ROOTS)}, each with a key below it")
+            known = [*self._installed(SSL_E, scenario)["runner"], *OPTIONAL_RUNNER_KEYS]
+            if root == "runner" and names[0] not in known:
+                raise MetaPerSERError(f"--set {one}: the runner knows no {names[0]!r}; {suggest(names[0], known)}")
+
+    def shared(self) -> dict[str, Any]:
+        """Give what must be the same for all experiments of a folder, for the record."""
+        annotations = (self.corpus / "annotations.csv").read_bytes()
+        return {
+            "corpus": self.listeners.name,
+            "annotations": hashlib.sha256(annotations).hexdigest()[:16],
+            "upstream": self.upstream.name,
+            "ckpt": self.upstream.ckpt,
+            "device": self.upstream.device,
+            "scope": self.scope,
+            "shots": self.shots,
+            "queries": self.queries,
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "threads": self.threads,
+            "set": [str(one) for one in self.overrides],
+        }
+
+    def arguments(self) -> list[str]:
+        """Give the command line of these settings, all but the experiment's own."""
+        return [
+            *("--corpus", str(self.corpus), *self.upstream.arguments(), "--scenario", *self.scenarios),
+            *(["--folds", str(self.folds)] if self.folds else []),
+            *("--scope", self.scope, "--queries", str(self.queries), "--episodes", str(self.episodes)),
+            *("--seed", str(self.seed), "--threads", str(self.threads)),
+            *(["--set", *map(str, self.overrides)] if self.overrides else []),
+            *("--out", str(self.out)),
+        ]
+
+    def _installed(self, family: str, scenario: Scenario) -> dict[str, Any]:
+        text = configs.find(_config_name(family, scenario)).read_text(encoding="utf-8")
+        return dict(yaml.safe_load(text))
+
+    def _settings(self, scenario: Scenario) -> Settings:
+        """Give what a scenario's runs have in common, for who is dealt into which fold."""
+        return read_settings(self._overridden(self._installed(SSL_E, scenario), SSL_E, scenario)["downstream_expert"])
+
+    def config(
+        self,
+        family: str,
+        scenario: Scenario,
+        fold: int,
+        change: Mapping[str, Any] | None = None,
+        shots: int | None = None,
+    ) -> dict[str, Any]:
+        """Make a run's config.
+
+        Args:
+            family: the installed config it starts from, without the scenario.
+            scenario: of the run.
+            fold: of the run.
+            change: the run's own settings in ``downstream_expert``, by dotted key.
+            shots: K, where it is not the setup's.
+
+        Raises:
+            MetaPerSERError: for an override that the settings don't know.
+        """
+        config = self._installed(family, scenario)
+        runner = config["runner"]
+        runner["eval_dataloaders"] = ["dev"]
+        if _config_name(family, scenario) in IN_PROPORTION:
+            evaluations = runner["total_steps"] // runner["eval_step"]
+            utterances = len(self.splits[scenario, fold].aggregated)
+            runner["eval_step"] = max(1, round(runner["eval_step"] * utterances / LENGTHS_CHOSEN_ON))
+            runner["total_steps"] = runner["save_step"] = evaluations * runner["eval_step"]
+        expert = config["downstream_expert"]
+        expert |= {"corpus": str(self.corpus.resolve()), "scope": self.scope, "scenario": scenario, "fold": fold}
+        expert["episodes"] |= {"shots": self.shots, "queries": self.queries, "number": self.episodes}
+        config = self._overridden(config, family, scenario)
+        if shots is not None:
+            config["downstream_expert"]["episodes"]["shots"] = shots
+        for key, value in (change or {}).items():
+            _put(config["downstream_expert"], key, value)
+        read_settings(config["downstream_expert"])
+        return config
+
+    def _overridden(self, config: dict[str, Any], family: str, scenario: Scenario) -> dict[str, Any]:
+        config = copy.deepcopy(config)
+        for one in self.overrides:
+            if one.config in (None, family, _config_name(family, scenario)):
+                _put(config, one.key, one.value)
+        return config
+
+    def run(self, name: str, mode: Mode, config: Mapping[str, Any], checkpoint: Path | None = None) -> Run:
+        """Make a run of this setup."""
+        return Run(name, self.folder(name), mode, config, self.upstream, self.seed, self.threads, checkpoint)
+
+    def folder(self, name: str) -> Path:
+        """Give the folder of a run."""
+        return self.out.resolve() / "runs" / name
+
+
+def _config_name(family: str, scenario: Scenario) -> str:
+    return family if scenario == "seen" else f"{family}_{scenario}"
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        below = config.get(name)
+        if not isinstance(below, dict):
+            # An absent section, or one that is switched off by null, is begun anew.
+            below = config[name] = {}
+        config = below
+    config[last] = value
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to meta-train.
+
+    Attributes:
+        name: ends the names of its runs; empty for the config as it is.
+        change: settings in ``downstream_expert`` that make it, by dotted key.
+        from_ssl: whether it starts from SSL-E (INI) or from random weights.
+    """
+
+    name: str
+    change: tuple[tuple[str, Any], ...] = ()
+    from_ssl: bool = True
+
+
+class Plan:
+    """Collects the runs of an experiment; a run that is asked for twice is there once.
+
+    Args:
+        setup: what they share.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._nodes: dict[str, Node] = {}
+        scenario, fold = setup.cells[0]
+        # Extracts the features of the whole corpus, which others would only wait for, and does little else.
+        self._first = self.evaluated("random", scenario, fold)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All runs, each after those it waits for."""
+        return list(self._nodes.values())
+
+    def evaluated(self, system: SystemName, scenario: Scenario, fold: int, shots: int | None = None) -> str:
+        """Evaluate a system on the test annotators' episodes.
+
+        Args:
+            system: any but Meta-PerSER, which has variants.
+            scenario: of the run.
+            fold: of the run.
+            shots: K, where it is not the setup's.
+
+        Returns:
+            The name of the run.
+        """
+        of_k = "" if shots in (None, self.setup.shots) else f"-k{shots}"
+        name = f"{scenario}/fold{fold}/{system}{of_k}"
+        if name in self._nodes:
+            return name
+        family = MULTI_FEW if system == "multi_few" else SSL_E
+        config = self.setup.config(family, scenario, fold, {"system": system}, shots)
+        if system == "random":
+            return self._add(self.setup.run(name, "evaluate", config))
+        training = self._trained(family, scenario, fold)
+        return self._add(self.setup.run(name, "evaluate", config, self._best(training)), training)
+
+    def meta_perser(
+        self,
+        scenario: Scenario,
+        fold: int,
+        variant: Variant,
+        inner_lrs: Sequence[float],
+        shots: int | None = None,
+    ) -> str:
+        """Meta-train at every inner rate, and evaluate the one that is best on the dev annotator.
+
+        Args:
+            scenario: of the runs.
+            fold: of the runs.
+            variant: how it is meta-trained.
+            inner_lrs: rates to choose from; of equals the first.
+            shots: K of the evaluation, where it is not the one it is trained at.
+
+        Returns:
+            The name of the evaluation.
+        """
+        family = f"{META_PERSER}-{variant.name}" if variant.name else META_PERSER
+        of_k = "" if shots in (None, self.setup.shots) else f"-k{shots}"
+        name = f"{scenario}/fold{fold}/{family}{of_k}"
+        if name in self._nodes:
+            return name
+        options = {}
+        for inner_lr in inner_lrs:
+            change = {**dict(variant.change), "meta.inner_lr": inner_lr, "init_from": None}
+            training = f"{scenario}/fold{fold}/{family}-lr{inner_lr:g}"
+            if training not in self._nodes:
+                start = self._trained(SSL_E, scenario, fold) if variant.from_ssl else None
+                init = {"init_from": str(self._best(start))} if start else {}
+                config = self.setup.config(META_PERSER, scenario, fold, change | init)
+                self._add(self.setup.run(training, "train", config), *([start] if start else []))
+            config = self.setup.config(META_PERSER, scenario, fold, change, shots)
+            options[training] = self.setup.run(name, "evaluate", config, self._best(training))
+        if len(options) == 1:
+            ((training, run),) = options.items()
+            return self._add(run, training)
+        folders = {training: self.setup.folder(training) for training in options}
+        metric = read_settings(self.setup.config(META_PERSER, scenario, fold)["downstream_expert"]).select_by
+        self._nodes[name] = Node(name, Choice(options, folders, metric), needs=tuple(options))
+        return name
+
+    def _trained(self, family: str, scenario: Scenario, fold: int) -> str:
+        name = f"{scenario}/fold{fold}/{family}"
+        name += "-train" if family == MULTI_FEW else ""
+        if name not in self._nodes:
+            self._add(self.setup.run(name, "train", self.setup.config(family, scenario, fold)))
+        return name
+
+    def _best(self, training: str) -> Path:
+        return self.setup.folder(training) / BEST
+
+    def _add(self, run: Run, *needs: str) -> str:
+        after = () if needs or not self._nodes else (self._first,)
+        self._nodes[run.name] = Node(run.name, run, needs, after)
+        return run.name
