@@ -135,6 +135,8 @@ class ReferenceSettings(AdaptationSettings):
 
     steps: Steps = dataclasses.field(default_factory=lambda: [50, 150, 500])
     """Full-batch gradient steps on the listener's labels."""
+    lr: Rates = dataclasses.field(default_factory=lambda: [0.01, 0.03, 0.1])
+    """One rate for all tensors. A larger one gains nothing: on many labels it is rate times steps that counts."""
 
 
 @_strict

@@ -309,7 +309,8 @@ class Reference(FineTuning):
     ) -> dict[int, Prediction]:
         """See :class:`AdaptingSystem`."""
         supported = [replace(episode, support=self.support(episode)) for episode in episodes]
-        parts = [super().adapt_and_predict(learner, features, part, lr, steps) for part in _of_clips(supported)]
+        fine_tuned = super().adapt_and_predict
+        parts = [fine_tuned(learner, features, part, lr, steps) for part in _of_clips(supported)]
         return {number: joined([part[number] for part in parts]) for number in steps}
 
 

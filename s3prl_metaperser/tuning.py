@@ -53,8 +53,12 @@ class Tuning:
 
     def line(self, system: str) -> str:
         """Say in one line what a system adapts at, and what every candidate scored."""
-        tried = "; ".join(f"{one}: {score:.2f}" for one, score in zip(self.candidates, self.scores, strict=True))
-        return f"{system} adapts at {self.best}, best dev {self.metric} of {{{tried}}}"
+        of_lr: dict[Rate, list[str]] = {}
+        for one, score in zip(self.candidates, self.scores, strict=True):
+            of_lr.setdefault(one.lr, []).append(f"{score:.2f}")
+        tried = "; ".join(("" if lr is None else f"lr {lr:g}: ") + ", ".join(own) for lr, own in of_lr.items())
+        steps = ", ".join(dict.fromkeys(str(one.steps) for one in self.candidates))
+        return f"{system} adapts at {self.best}, best dev {self.metric} of {{{tried}}} after {steps} steps"
 
 
 def tune(

@@ -81,7 +81,7 @@ def run_fold(corpus, fold, pooled, held_out):
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1)
         optimizer.step()
         if step + 1 in STEPS:
-            few = [EntireFew(dataclasses.replace(settings.adaptation, lr=rate), "miF1") for rate in RATES]
+            few = [EntireFew(dataclasses.replace(settings.adaptation, lr=rate, steps=50), "miF1") for rate in RATES]
             rows.append([judge(system, learner, features, episodes) for system in (EntireZero(), *few)])
     return rows
 
