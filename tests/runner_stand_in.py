@@ -15,14 +15,14 @@ from s3prl_metaperser.expert import DownstreamExpert
 
 def arguments(corpus_folder: Path, folder: Path, system="meta_perser", **expert):
     """What the runner passes for ``-m train -d metaperser -u fbank_no_cmvn -c CONFIG -p FOLDER``."""
-    name = "ssl_e" if system.startswith("entire") else "meta_perser"
+    name = system if system in ("multi_few", "meta_perser") else "ssl_e"
     config = yaml.safe_load(configs.find(name).read_text())
     own = config["downstream_expert"]
     own |= {"corpus": str(corpus_folder), "feature_cache": str(folder / "cache"), "init_from": None, "system": system}
     own["data"]["min_annotations"] = 4
     own["episodes"] |= {"shots": 4, "queries": 8, "number": 2}
     for key, value in expert.items():
-        own[key] = own[key] | value if isinstance(value, dict) else value
+        own[key] = own.get(key, {}) | value if isinstance(value, dict) else value
     command_line = {
         "mode": "train",
         "seed": 1,

@@ -244,6 +244,33 @@ def test_adaptation_at_meta_test_is_plain_gradient_descent():
     assert not after.requires_grad
 
 
+def test_parameters_kept_on_the_way_are_those_of_shorter_adaptations():
+    learner, _, support, _ = learner_and_tasks("linear", True, None)
+    learner.rates.rates.data = torch.linspace(-0.1, 0.5, learner.rates.rates.numel()).view_as(learner.rates.rates)
+    kept = learner.adapt_to(support, learner.rates.double(), 7, keep=[2, 5, 7]).kept
+    assert kept.keys() == {2, 5, 7}
+    for steps, params in kept.items():
+        alone = learner.adapt_to(support, learner.rates, steps).params
+        assert params.keys() == alone.keys()
+        for name, tensor in alone.items():
+            assert torch.equal(params[name], tensor)
+            assert not params[name].requires_grad
+    for impossible in ([0], [8]):
+        with pytest.raises(ValueError, match="not within 1 to 7"):
+            learner.adapt_to(support, learner.rates, 7, keep=impossible)
+
+
+def test_only_the_named_tensors_adapt():
+    learner, _, support, query = learner_and_tasks("linear", True, None)
+    names = ["classifier.weight", "layer_weights"]
+    adapted = learner.adapt_to(support, FixedRate(0.5).double(), 3, names=names).params
+    assert set(adapted) == set(names)
+    whole = {name: tensor.expand(2, *tensor.shape) for name, tensor in learner.initialisation().items()} | adapted
+    torch.testing.assert_close(
+        learner.probabilities(query.statistics, adapted), learner.probabilities(query.statistics, whole)
+    )
+
+
 def test_plain_and_differentiable_optimizer_take_the_same_step():
     values, rates = [torch.randn(3), torch.randn(2, 2)], [0.1, -0.4]
     plain = [value.clone().requires_grad_() for value in values]
