@@ -31,6 +31,26 @@ runpy.run_module("s3prl.run_downstream", run_name="__main__")
 """
 
 
+# Runs a module and reports on stderr a digest of the upstream's weights before its first forward, and at the end.
+FINGERPRINTING = """
+import hashlib, runpy, sys
+from torch.nn.modules.module import register_module_forward_pre_hook
+upstreams = []
+def digest(module):
+    whole = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        whole.update(name.encode() + tensor.numpy().tobytes())
+    print("UPSTREAM", len(module.state_dict()), whole.hexdigest(), file=sys.stderr)
+def catch(module, arguments):
+    if hasattr(module, "get_downsample_rates") and not upstreams:
+        upstreams.append(module)
+        digest(module)
+register_module_forward_pre_hook(catch)
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
+digest(upstreams[0])
+"""
+
+
 class Workshop:
     """Configs, commands and folders of one upstream's runs."""
 
@@ -101,6 +121,7 @@ def same_weights(first: Path, second: Path) -> bool:
 
 
 def test_training_leaves_what_the_readme_promises(fbank):
+    assert "chosen" in (fbank.root / "meta/tuning.csv").read_text()
     for folder in ("ssl", "meta"):
         assert {"dev-best.ckpt", "states-6.ckpt", "results.csv", "predictions.csv"} <= {
             path.name for path in (fbank.root / folder).iterdir()
@@ -135,19 +156,21 @@ def test_evaluating_a_checkpoint_gives_the_results_it_was_chosen_with(fbank):
     assert (fbank.root / "again/results.csv").read_text() == (fbank.root / "meta/results.csv").read_text()
 
 
-def test_all_systems_are_judged_on_the_same_queries(fbank):
-    """Every system, from the checkpoints of one fold, into one folder: rows add up, and the episodes are the same."""
-    for system in ("random", "entire_zero", "entire_few"):
+def test_systems_in_one_folder_add_up(fbank):
+    """Several systems, from the checkpoints of one fold: rows add up, and the episodes are the same."""
+    for system in ("random", "entire_few", "entire_sim"):
         override = f"config.downstream_expert.system='{system}'"
         done = fbank.evaluate(fbank.root / "ssl/dev-best.ckpt", "systems", override)
-        assert ("best dev miF1" in done.stderr) == (system == "entire_few"), "only Entire-Few tunes, on dev"
+        assert ("best dev miF1" in done.stderr) == (system == "entire_few"), "who adapts is tuned, on dev"
     fbank.evaluate(fbank.root / "meta/dev-best.ckpt", "systems")
+    tuning = pd.read_csv(fbank.root / "systems/tuning.csv")
+    assert tuning.groupby("system").size().to_dict() == {"Entire-Few": 6 * 4, "Meta-PerSER": 4}
     predictions = pd.read_csv(fbank.root / "systems/predictions.csv")
     queries = predictions.groupby("system", sort=False).apply(
         lambda rows: rows[["test_annotator", "episode", "utterance", "labels"]].to_csv(index=False),
         include_groups=False,
     )
-    assert list(queries.index) == ["Random", "Entire-Zero", "Entire-Few", "Meta-PerSER"]
+    assert list(queries.index) == ["Random", "Entire-Few", "Entire-Sim.", "Meta-PerSER"]
     assert queries.nunique() == 1
     before = (fbank.root / "systems/results.csv").read_text()
     fbank.evaluate(fbank.root / "meta/dev-best.ckpt", "systems")
@@ -167,7 +190,7 @@ def test_killed_training_resumes_to_the_same_bits(fbank):
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    while not list(killed.glob("states-*.ckpt")):
+    while len(list(killed.glob("states-*.ckpt"))) < 2:  # the first is whole once the second is begun
         assert process.poll() is None, "training ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -218,6 +241,35 @@ def test_inference_names_the_emotions_of_one_file(fbank, small_corpus):
     done = fbank.run("-m", "inference", "-e", fbank.root / "meta/dev-best.ckpt", "-t", clip, program=LAUNCHER)
     assert "Ses01_00" in done.stdout
     assert "angry" in done.stdout
+
+
+def test_multi_few_trains_resumes_and_gives_the_same_results_again(fbank):
+    config = fbank.config("multi_few_unseen")
+    fbank.train("multi", config)
+    fbank.train("half", fbank.config("multi_few_unseen", {"total_steps": 3}))
+    fbank.run("-m", "train", "-e", fbank.root / "half", "-o", "config.runner.total_steps=6", program=LAUNCHER)
+    assert same_weights(fbank.root / "multi/states-6.ckpt", fbank.root / "half/states-6.ckpt")
+    state = downstream_state(fbank.root / "multi/states-6.ckpt")
+    assert state["learner.model.heads.weight"].shape == (3, 9, 8)
+    fbank.evaluate(fbank.root / "multi/dev-best.ckpt", "multi-again")
+    for name in ("results.csv", "predictions.csv", "tuning.csv"):
+        assert (fbank.root / "multi-again" / name).read_text() == (fbank.root / "multi" / name).read_text()
+
+
+def test_linear_few_leaves_the_upstream_as_it_is(tmp_path, small_corpus, small_wavlm):
+    """Bit by bit, from before the first forward to the end of training, and of adaptation."""
+    shop = Workshop(tmp_path, small_corpus, ["-u", "wavlm_local", "-k", str(small_wavlm)])
+    program = [sys.executable, "-c", FINGERPRINTING]
+    trained = shop.train("linear", shop.config("ssl_e", system="linear_few"), program=[*program, STOCK[-1]])
+    best = tmp_path / "linear/dev-best.ckpt"
+    adapted = shop.run("-m", "evaluate", "-e", best, program=[*program, LAUNCHER[-1]])
+    digests = re.findall(r"UPSTREAM (\d+) (\w+)", trained.stderr + adapted.stderr)
+    assert len(digests) == 4
+    assert len(set(digests)) == 1
+    assert int(digests[0][0]) > 20, "there are weights to compare"
+    start, end = downstream_state(best), downstream_state(tmp_path / "linear/states-6.ckpt")
+    assert not torch.equal(start["featurizer.weights"], end["featurizer.weights"]), "the weighted sum is trained"
+    assert pd.read_csv(tmp_path / "linear/results.csv")["system"].unique().tolist() == ["Linear-Few"]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "mean_std"])
