@@ -10,6 +10,9 @@ usage: ./run_downstream.sh SUBCOMMAND
 
   demo    make a synthetic corpus, train SSL-E and Meta-PerSER on it with s3prl's runner, compare the systems on a
           listener none of them knew; results go to result/demo/ (under 5 minutes on 2 cores, after installation)
+  reproduce IEMOCAP_ROOT [OPTION ...]
+          the paper's whole experiment: prepare IEMOCAP, all systems, Table 1, Table 2, Figure 2 and a report; for
+          example --upstream wavlm_base --device cuda --out result/wavlm_base (reproduce --help lists all options)
   test    lint, format, types and tests
   setup   install only
 
@@ -84,6 +87,34 @@ demo() {
     "$PYTHON" -u -m s3prl_metaperser.experiments.demo --out result/demo
 }
 
+# reproduce IEMOCAP_ROOT [OPTION ...]: paths are relative to the folder that this was called in.
+reproduce() {
+    install ""
+    cd "$CALLED_FROM"
+    "$PYTHON" -u -m s3prl_metaperser.experiments.reproduce "$@"
+}
+
+# Help needs no installation: only the standard library is imported for it.
+reproduce_help() {
+    local python="${PYTHON:-python3}"
+    check_python "$python"
+    PYTHONPATH="$ROOT" "$python" -m s3prl_metaperser.experiments.reproduce --help
+}
+
+# Fails on what is no copy of IEMOCAP, nor a folder that holds one, before minutes go into an installation.
+check_recordings() {
+    if [[ -z "${1:-}" || "$1" = -* ]]; then
+        say "error: reproduce needs the folder of IEMOCAP first: $0 reproduce IEMOCAP_ROOT --upstream wavlm_base ..."
+        exit 2
+    fi
+    local folder
+    for folder in "$1"/Session*/dialog/EmoEvaluation "$1"/*/Session*/dialog/EmoEvaluation; do
+        [[ -d "$folder" ]] && return
+    done
+    say "error: $1 holds no Session1/dialog/EmoEvaluation; expected the folder IEMOCAP_full_release, or the one that holds it"
+    exit 2
+}
+
 # Runs every check, whatever the others say, and fails if any did. pytest is last: its closing line closes the output.
 run_tests() {
     install "[test]"
@@ -100,18 +131,27 @@ run_tests() {
 
 CALLED_FROM="$PWD"
 case "${1:-}" in
-    demo | test | setup) ;;
+    demo | test | setup)
+        if (($# > 1)); then
+            say "error: '$1' takes no arguments, but got: ${*:2}"
+            exit 2
+        fi ;;
+    reproduce)
+        for argument in "${@:2}"; do
+            if [[ "$argument" = -h || "$argument" = --help ]]; then
+                reproduce_help
+                exit 0
+            fi
+        done
+        check_recordings "${2:-}" ;;
     "" | -h | --help | help) usage; exit 0 ;;
     *) say "error: no subcommand '$1'"; usage >&2; exit 2 ;;
 esac
-if (($# > 1)); then
-    say "error: '$1' takes no arguments, but got: ${*:2}"
-    exit 2
-fi
 choose_environment
 cd "$ROOT"
 case "$1" in
     demo) demo ;;
+    reproduce) reproduce "${@:2}" ;;
     test) run_tests ;;
     setup) install ""; say "installed; next: source $(dirname "$PYTHON")/activate && metaperser --help" ;;
 esac

@@ -9,6 +9,7 @@ VERSION = next(
     for line in (HERE / "s3prl_metaperser" / "__init__.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
+SUBMITIT = "submitit>=1.5,<2"
 
 setup(
     name="s3prl-metaperser",
@@ -63,6 +64,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "slurm": [SUBMITIT],
         "test": [
             "hypothesis>=6.100",
             "mypy>=2.4,<2.5",
@@ -70,6 +72,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
+            SUBMITIT,
             "tensorboard>=2.16",
         ],
     },

@@ -1,0 +1,123 @@
+"""The paper's whole experiment from the recordings to the tables: ``python -m s3prl_metaperser.experiments.reproduce``.
+
+Prepares IEMOCAP, or a corpus in its layout, and makes Table 1, Table 2 and Figure 2 of it in one folder, by the same
+code as ``metaperser experiment``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.experiments.commands import (
+    HelpFormatter,
+    add_figure_shots,
+    add_run_arguments,
+    add_shots,
+    make_setup,
+    run_all,
+)
+
+INTERRUPTED = 130
+"""The exit code shells give to a program that was stopped by Ctrl-C."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="run_downstream.sh reproduce",
+        description="Prepare IEMOCAP, train SSL-E, Multi-Few and Meta-PerSER in every fold and scenario, and make "
+        "Table 1, Table 2, Figure 2 and a report. Given again, the command goes on where it was stopped.",
+        formatter_class=HelpFormatter,
+    )
+    add = parser.add_argument
+    add("root", type=Path, metavar="IEMOCAP_ROOT", help="IEMOCAP_full_release, or any corpus in its layout")
+    add("-u", "--upstream", default="wavlm_base", help="s3prl upstream")
+    add("--out", type=Path, default=Path("result/reproduce"), metavar="DIR", help="where everything goes")
+    add("--name", default="IEMOCAP", help="what to call the corpus")
+    add_shots(parser, "table1")
+    add_figure_shots(parser, "--figure-shots")
+    add_run_arguments(parser)
+    return parser
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Prepare the corpus and make everything of it.
+
+    Returns:
+        The exit code: 1 where a run failed.
+
+    Raises:
+        MetaPerSERError: when something that was given is wrong.
+    """
+    if not args.dry_run:
+        return _reproduce(args, args.out / "corpus")
+    with tempfile.TemporaryDirectory() as folder:
+        return _reproduce(args, Path(folder) / "corpus")
+
+
+def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
+    _prepare(args.root, args.name, corpus)
+    from s3prl_metaperser.experiments.figure2 import figure2
+    from s3prl_metaperser.experiments.table1 import table1
+    from s3prl_metaperser.experiments.table2 import table2
+
+    setup = make_setup(args, corpus, args.out, args.shots)
+    return run_all(
+        args,
+        [
+            lambda: table1(setup, args.inner_lr),
+            lambda: table2(setup, args.inner_lr),
+            lambda: figure2(setup, args.inner_lr, args.figure_shots),
+        ],
+    )
+
+
+def _prepare(root: Path, name: str, folder: Path) -> None:
+    """Prepare the corpus, unless it is there already.
+
+    Raises:
+        MetaPerSERError: when the recordings cannot be used, or the folder holds the corpus of others.
+    """
+    from s3prl_metaperser.corpus.iemocap import prepare_iemocap
+    from s3prl_metaperser.corpus.manifest import CORPUS_FILE, load_corpus, write_corpus
+    from s3prl_metaperser.corpus.report import summary
+
+    corpus, report = prepare_iemocap(root, name=name)
+    if not (folder / CORPUS_FILE).exists():
+        write_corpus(corpus, folder)
+        print(summary(corpus, report))
+        return
+    found = load_corpus(folder)
+    if found.root.resolve() != corpus.root.resolve() or not found.annotations.equals(corpus.annotations):
+        raise MetaPerSERError(f"{folder} was prepared from {found.root}, not from {root}; give another --out")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line and run.
+
+    Args:
+        arguments: the command line without the program's name; by default the process's own.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: with code 2 after bad input, whose one line is then on stderr.
+    """
+    args = build_parser().parse_args(arguments)
+    try:
+        return reproduce(args)
+    except MetaPerSERError as error:
+        raise exit_with(error) from None
+    except KeyboardInterrupt:
+        print("metaperser: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
