@@ -72,6 +72,18 @@ def test_a_leak_is_caught_whatever_dealt_the_rows(corpus, monkeypatch):
         make_split(corpus, "unseen", 1, FEW)
 
 
+def test_labels_kept_for_the_reference_are_checked_too(corpus):
+    """A dev annotator's never come from the test session, and a training annotator has none there."""
+    split = make_split(corpus, "unseen", 1, FEW)
+    frame = corpus.annotations
+    everything = episodes._tasks(frame, corpus.targets(), np.ones(len(frame), dtype=bool))
+    for annotator, expected in (("E2", "reference of dev E2 holds utterances of test sessions"), ("E3", "neither")):
+        broken = dataclasses.replace(split, listeners=tuple(t for t in everything if t.annotator == annotator))
+        with pytest.raises(AssertionError, match=expected):
+            episodes._assert_no_leak(frame, broken, {"E1"}, {"E2"})
+    assert names(split.listeners) == ["E1", "E2"]
+
+
 def test_the_test_annotator_can_be_named(corpus):
     split = make_split(corpus, "seen", 1, dataclasses.replace(FEW, test_annotator="E3"))
     assert names(split.test) == ["E3"]

@@ -95,9 +95,10 @@ def test_entire_sim_by_hand():
     np.testing.assert_allclose(probabilities[1], [[0, 0, 1]] * 3, atol=1e-6)
 
 
-def test_a_centre_at_the_origin_is_similar_to_nothing():
-    embeddings, targets = torch.tensor([[[1.0, 0], [-1, 0], [0, 2]]]), torch.tensor([[A, A, B]])
-    centres, present = emotion_centres(embeddings, targets, torch.full((1, 3), 1 / 3))
+def test_padding_is_in_no_centre_and_a_centre_at_the_origin_is_similar_to_nothing():
+    embeddings = torch.tensor([[[1.0, 0], [-1, 0], [0, 2], [7, 7], [7, 7]]])
+    weights = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0, 0]])
+    centres, present = emotion_centres(embeddings, torch.tensor([[A, A, B, A, C]]), weights)
     torch.testing.assert_close(centres, torch.tensor([[[0.0, 0], [0, 2], [0, 0]]]))
     assert present.tolist() == [[True, True, False]]
     probabilities = similarity_probabilities(torch.tensor([[[0.0, 5]]]), centres, present)
