@@ -19,7 +19,7 @@ DOWNSTREAM = "Downstream"
 FEATURIZER = "Featurizer"
 EXTRA_STATE = "_extra_state"
 CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS = "contract", "provenance", "training", "upstream_weights"
-RATES_FIELDS = ("scope", "inner_steps", "lslr")
+RATES_FIELDS = ("scope", "adapts", "inner_steps", "lslr")
 """Parts of the contract that only the inner loop's rates depend on."""
 HEADS_FIELDS = ("heads",)
 """Parts of the contract that only Multi-Few's heads depend on."""
@@ -40,7 +40,11 @@ class Contract:
         pooling: ``mean`` or ``mean_std``.
         projector_dim: width between the two linear layers.
         standardize: whether features are standardised.
-        scope: what adapts.
+        activation: between the two linear layers.
+        naming: whether the model has a naming.
+        class_balanced: whether its losses weigh classes.
+        scope: what may adapt.
+        adapts: what of it the inner loop moves.
         inner_steps: inner steps that have rates of their own.
         lslr: whether the rates are learned.
         heads: annotators that have a head of their own, in the order of the heads; empty except in Multi-Few.
@@ -55,7 +59,11 @@ class Contract:
     pooling: str
     projector_dim: int
     standardize: bool
+    activation: str
+    naming: bool
+    class_balanced: bool
     scope: str
+    adapts: str
     inner_steps: int
     lslr: bool
     heads: list[str]

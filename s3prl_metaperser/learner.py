@@ -6,7 +6,8 @@ optimises it; the learner holds a reference to its weights.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +17,18 @@ from torch.func import functional_call, vmap
 from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, DerivativeAnnealing
 from s3prl_metaperser.adaptation.inner_loop import Adapted, Objective, Params, adapt
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
-from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
+from s3prl_metaperser.model import DeviationStandardization, ListenerModel, Standardization, combine_layers
 from s3prl_metaperser.multi_task import MultiTaskModel
-from s3prl_metaperser.objective import example_losses
+from s3prl_metaperser.naming import name_emotions
+from s3prl_metaperser.objective import example_losses, smooth_f1_loss
 from s3prl_metaperser.settings import Settings
 
 LAYER_WEIGHTS = "layer_weights"
 """Name of the featurizer's weighted sum among the adapted parameters."""
+NAMING = "naming.weight"
+"""Name of the listener's naming among them."""
+NEVER_ADAPT = ("naming.log_sharpness",)
+"""What the support's likelihood does not depend on."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +76,21 @@ class Learner(nn.Module):
         self.scope = settings.scope
         self.pooling = settings.model.pooling
         self.inner_steps = settings.meta.inner_steps
+        self.outer_loss = settings.meta.outer_loss
         shape = (dim, settings.model.projector_dim, len(class_weights), self.pooling)
-        self.model = MultiTaskModel(*shape, annotators) if annotators else ListenerModel(*shape)
+        between = (settings.model.activation, settings.model.dropout)
+        self.model: MultiTaskModel | ListenerModel = (
+            MultiTaskModel(*shape, annotators, *between)
+            if annotators
+            else ListenerModel(*shape, *between, naming=settings.model.naming)
+        )
+        self.naming_only = settings.meta.adapts == "naming"
         self.standardization = Standardization()
         self.register_buffer("class_weights", class_weights)
         self.rates: Rates | None = None
         if settings.system == "meta_perser":
             self.rates = (
-                LSLR(self.linear_names, self.inner_steps, settings.meta.inner_lr)
+                LSLR(self.meta_names, self.inner_steps, settings.meta.inner_lr)
                 if settings.meta.lslr
                 else FixedRate(settings.meta.inner_lr)
             )
@@ -85,6 +98,13 @@ class Learner(nn.Module):
         self.annealing = DerivativeAnnealing(annealing.fraction, annealing.over) if annealing else ALWAYS_SECOND_ORDER
         self._shared: dict[str, nn.Parameter | None] = {LAYER_WEIGHTS: None}
         self.layers = 1
+
+    @torch.no_grad()
+    def fit_standardization(self, statistics: Tensor) -> None:
+        """Take the features' scale from the training utterances' (n, S, dim) statistics, as the upstream gives them."""
+        self.standardization.fit(statistics, self.layers)
+        if isinstance(self.model.deviations, DeviationStandardization):
+            self.model.deviations.fit(self._pooled(self.standardization(statistics)))
 
     def bind_layer_weights(self, weights: nn.Parameter | None, layers: int) -> None:
         """Take the featurizer's weighted sum: its parameter before softmax, (layers,), or None where it has none."""
@@ -99,24 +119,39 @@ class Learner(nn.Module):
     @property
     def linear_names(self) -> list[str]:
         """Names of the tensors that adapt without the upstream: two linear layers and, by scope, the weighted sum."""
-        names = [name for name, _ in self.model.named_parameters()]
+        names = [name for name, _ in self.model.named_parameters() if name not in NEVER_ADAPT]
         return [*names, LAYER_WEIGHTS] if self.scope == "linear" else names
 
-    def initialisation(self) -> Params:
-        """Give the tensors that adapt, by name: the two linear layers and, in scope ``linear``, the weighted sum."""
+    @property
+    def meta_names(self) -> list[str]:
+        """Names of the tensors that Meta-PerSER's inner loop moves, in the order of its rates."""
+        return [NAMING] if self.naming_only else self.linear_names
+
+    def initialisation(self, names: Collection[str] | None = None) -> Params:
+        """Give the tensors that adapt, by name.
+
+        Args:
+            names: which; None: the two linear layers, the naming where there is one, and, in scope ``linear``, the
+                weighted sum.
+        """
         params: Params = dict(self.model.named_parameters())
-        if self.scope == "linear" and self.layer_weights is not None:
+        if self.layer_weights is not None:
             params[LAYER_WEIGHTS] = self.layer_weights
-        return params
+        wanted = self.linear_names if names is None else names
+        return {name: tensor for name, tensor in params.items() if name in wanted}
 
     def aggregated_loss(self, statistics: Tensor, targets: Tensor) -> Tensor:
         """Give the class-balanced loss of the shared model on aggregated labels (SSL-E, paper section 2.3.1).
+
+        Where the model has a naming, the targets are what is expressed, and so is what the classifier says.
 
         Args:
             statistics: (n, S, dim), standardised.
             targets: (n, classes).
         """
-        return example_losses(self.model(self._pooled(statistics)), targets, self.class_weights).mean()
+        if isinstance(self.model, MultiTaskModel):
+            raise TypeError("aggregated labels need one classifier for all")
+        return example_losses(self.model.expressed(self._pooled(statistics)), targets, self.class_weights).mean()
 
     def annotator_loss(self, statistics: Tensor, targets: Tensor, annotators: Tensor) -> Tensor:
         """Give the class-balanced loss of each annotation under its own annotator's head (Multi-Few, section 2.4).
@@ -140,14 +175,18 @@ class Learner(nn.Module):
         if self.rates is None:
             raise ValueError("this learner was made without inner-loop rates")
         adapted = adapt(
-            self._objective(support),
-            self._stacked(len(support.targets)),
+            self._objective(support, self.meta_names),
+            self._stacked(len(support.targets), self.meta_names),
             self.rates,
             self.inner_steps,
             lambda step: self.annealing.second_order(step, self.inner_steps, progress),
         )
+        logits = self._logits(adapted.params, self._inputs(query.statistics, self.meta_names))
         tasks = len(query.targets)
-        return MetaLoss(self._objective(query)(adapted.params) / tasks, adapted.losses / tasks)
+        loss = (example_losses(logits, query.targets, self.class_weights) * query.weights).sum() / tasks
+        if self.outer_loss == "cross_entropy_f1":
+            loss = loss + smooth_f1_loss(self._sharpened(logits), query.targets, query.weights)
+        return MetaLoss(loss, adapted.losses / tasks)
 
     def adapt_to(
         self,
@@ -164,16 +203,17 @@ class Learner(nn.Module):
             rates: of each tensor and step.
             steps: how many to take.
             keep: after how many steps the parameters are given too.
-            names: which tensors of the initialisation adapt; None: all.
+            names: which tensors adapt; None: all that may.
         """
-        params = self._stacked(len(support.targets))
-        chosen = {name: tensor for name, tensor in params.items() if names is None or name in names}
-        return adapt(self._objective(support), chosen, rates, steps, keep=keep)
+        params = self._stacked(len(support.targets), names)
+        with _no_dropout(self.model):
+            return adapt(self._objective(support, params), params, rates, steps, keep=keep)
 
     @torch.no_grad()
     def embeddings(self, statistics: Tensor) -> Tensor:
         """Give the classifier's input: (..., projector_dim) for (..., S, dim) standardised statistics."""
-        return self.model.embed(self._pooled(statistics))
+        with _no_dropout(self.model):
+            return self.model.embed(self._pooled(statistics))
 
     @torch.no_grad()
     def probabilities(self, statistics: Tensor, adapted: Params | None = None) -> Tensor:
@@ -186,34 +226,61 @@ class Learner(nn.Module):
         Returns:
             (T, n, classes) probabilities.
         """
-        params = self._stacked(len(statistics)) if adapted is None else adapted
-        return self._logits(params, self._inputs(statistics)).softmax(dim=-1)
+        params = self._stacked(len(statistics), None) if adapted is None else adapted
+        with _no_dropout(self.model):
+            logits = self._logits(params, self._inputs(statistics, params))
+        return self._sharpened(logits).softmax(dim=-1)
 
-    def _stacked(self, tasks: int) -> Params:
-        return {name: tensor.expand(tasks, *tensor.shape) for name, tensor in self.initialisation().items()}
+    def _stacked(self, tasks: int, names: Collection[str] | None) -> Params:
+        return {name: tensor.expand(tasks, *tensor.shape) for name, tensor in self.initialisation(names).items()}
 
     def _pooled(self, statistics: Tensor) -> Tensor:
         return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)
 
-    def _inputs(self, statistics: Tensor) -> Tensor:
-        """Combine layers once where the weighted sum stays put during adaptation."""
-        return statistics if LAYER_WEIGHTS in self.initialisation() else self._pooled(statistics)
+    def _inputs(self, statistics: Tensor, names: Collection[str]) -> Tensor:
+        """Compute once what stays put while the named tensors adapt: the weighted sum, or all but the naming."""
+        if LAYER_WEIGHTS in names and self.layer_weights is not None:
+            return statistics
+        pooled = self._pooled(statistics)
+        return self.model.expressed(pooled) if isinstance(self.model, ListenerModel) and _is_naming(names) else pooled
 
     def _logits(self, params: Params, inputs: Tensor) -> Tensor:
+        if _is_naming(params):
+            return name_emotions(inputs, params[NAMING])
+
         def of_task(own: Params, own_inputs: Tensor) -> Tensor:
             weights = own.pop(LAYER_WEIGHTS, None)
             if weights is not None:
                 own_inputs = combine_layers(own_inputs, weights, self.layers, self.pooling)
             return functional_call(self.model, own, own_inputs)
 
-        return vmap(of_task)(dict(params), inputs)
+        # Dropout, where there is any, is drawn for each clip of each task.
+        return vmap(of_task, randomness="different")(dict(params), inputs)
 
-    def _objective(self, batch: TaskBatch) -> Objective:
-        """Give the sum over tasks of their mean losses, as a function of the stacked parameters."""
-        inputs = self._inputs(batch.statistics)
+    def _sharpened(self, logits: Tensor) -> Tensor:
+        return logits if isinstance(self.model, MultiTaskModel) else self.model.sharpen(logits)
+
+    def _objective(self, batch: TaskBatch, names: Collection[str]) -> Objective:
+        """Give the sum over tasks of their mean losses, as a function of the named, stacked parameters."""
+        inputs = self._inputs(batch.statistics, names)
 
         def loss(params: Params) -> Tensor:
             losses = example_losses(self._logits(params, inputs), batch.targets, self.class_weights)
             return (losses * batch.weights).sum()
 
         return loss
+
+
+@contextmanager
+def _no_dropout(model: nn.Module) -> Iterator[None]:
+    """Adaptation and prediction leave nothing out, in whichever mode the runner has put the model."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _is_naming(names: Collection[str]) -> bool:
+    return len(names) == 1 and NAMING in names

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s3prl_metaperser.settings import Pooling
+from s3prl_metaperser.naming import Naming, name_emotions
+from s3prl_metaperser.settings import Activation, Pooling
 
 # Keeps the square root differentiable for a dimension that is constant over a clip; far below any real deviation.
 VARIANCE_FLOOR = 1e-10
@@ -119,6 +120,38 @@ class Standardization(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+class DeviationStandardization(nn.Module):
+    """Affine map of the pooled deviations (``mean_std``) to mean 0, deviation 1 over the training utterances.
+
+    :class:`Standardization` brings deviations to the scale of the means, which commutes with the weighted sum; their
+    own mean and spread are known only after it. They are taken at the weighted sum that training starts from.
+
+    Args:
+        dim: feature dimension of the upstream.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def fit(self, pooled: Tensor) -> None:
+        """Take mean and deviation from the training utterances' (n, 2 dim) pooled means and deviations."""
+        deviations = pooled[:, len(self.mean) :]
+        spread = deviations.std(dim=0, correction=0)
+        floor = 1e-6 * spread.max().clamp(min=torch.finfo(spread.dtype).tiny)
+        self.mean = deviations.mean(dim=0)
+        self.scale = torch.where(spread > floor, spread, torch.ones_like(spread))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Map (..., 2 dim) pooled means and deviations to the same with standardised deviations."""
+        means, deviations = pooled.split(len(self.mean), dim=-1)
+        return torch.cat([means, (deviations - self.mean) / self.scale], dim=-1)
+
+
 class Body(nn.Module):
     """The first linear layer on a pooled utterance, the projector; classifiers stand on it.
 
@@ -126,31 +159,60 @@ class Body(nn.Module):
         dim: feature dimension of the upstream.
         projector_dim: width of the embeddings it gives.
         pooling: what the input was pooled with; ``mean_std`` doubles its width.
+        activation: after the projector; ``none`` is the paper's model.
+        dropout: share of the embeddings' dimensions that training leaves out, clip by clip.
     """
 
-    def __init__(self, dim: int, projector_dim: int, pooling: Pooling) -> None:
+    def __init__(
+        self, dim: int, projector_dim: int, pooling: Pooling, activation: Activation = "none", dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.deviations = DeviationStandardization(dim) if pooling == "mean_std" else nn.Identity()
         self.projector = nn.Linear(dim if pooling == "mean" else 2 * dim, projector_dim)
+        self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
 
     def embed(self, pooled: Tensor) -> Tensor:
         """Map (..., dim or 2 dim) pooled utterances to (..., projector_dim) embeddings, the classifier's input."""
-        return self.projector(pooled)
+        return self.dropout(self.activation(self.projector(self.deviations(pooled))))
 
 
 class ListenerModel(Body):
-    """Two linear layers on a pooled utterance: projector, then classifier.
+    """Two linear layers on a pooled utterance, projector and classifier; and a naming, where there is one.
 
     Args:
         dim: feature dimension of the upstream.
         projector_dim: width between the two layers.
         classes: number of emotions.
-        pooling: what the input was pooled with; ``mean_std`` doubles its width.
+        pooling: as for :class:`Body`.
+        activation: as for :class:`Body`.
+        dropout: as for :class:`Body`.
+        naming: whether the classifier says what is expressed, and a listener's naming what it is called.
     """
 
-    def __init__(self, dim: int, projector_dim: int, classes: int, pooling: Pooling) -> None:
-        super().__init__(dim, projector_dim, pooling)
+    def __init__(
+        self,
+        dim: int,
+        projector_dim: int,
+        classes: int,
+        pooling: Pooling,
+        activation: Activation = "none",
+        dropout: float = 0.0,
+        naming: bool = False,
+    ) -> None:
+        super().__init__(dim, projector_dim, pooling, activation, dropout)
         self.classifier = nn.Linear(projector_dim, classes)
+        self.naming = Naming(classes) if naming else None
+
+    def expressed(self, pooled: Tensor) -> Tensor:
+        """Map (..., dim or 2 dim) pooled utterances to the classifier's (..., classes) logits, before any naming."""
+        return self.classifier(self.embed(pooled))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Map (..., dim or 2 dim) pooled utterances to (..., classes) logits."""
-        return self.classifier(self.embed(pooled))
+        """Map (..., dim or 2 dim) pooled utterances to (..., classes) logits, named where there is a naming."""
+        logits = self.expressed(pooled)
+        return logits if self.naming is None else name_emotions(logits, self.naming.weight)
+
+    def sharpen(self, logits: Tensor) -> Tensor:
+        """Give the logits that decisions are made by: as they are, or sharpened where there is a naming."""
+        return logits if self.naming is None else self.naming.sharpen(logits)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from s3prl_metaperser.adaptation.inner_loop import Params
 from s3prl_metaperser.episodes import Episode, generator
 from s3prl_metaperser.model import Body
-from s3prl_metaperser.settings import Pooling
+from s3prl_metaperser.settings import Activation, Pooling
 
 WEIGHT, BIAS = "weight", "bias"
 
@@ -64,10 +64,21 @@ class MultiTaskModel(Body):
         classes: number of emotions.
         pooling: what the input was pooled with.
         annotators: how many have a head.
+        activation: as for :class:`Body`.
+        dropout: as for :class:`Body`.
     """
 
-    def __init__(self, dim: int, projector_dim: int, classes: int, pooling: Pooling, annotators: int) -> None:
-        super().__init__(dim, projector_dim, pooling)
+    def __init__(
+        self,
+        dim: int,
+        projector_dim: int,
+        classes: int,
+        pooling: Pooling,
+        annotators: int,
+        activation: Activation = "none",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(dim, projector_dim, pooling, activation, dropout)
         self.heads = AnnotatorHeads(annotators, projector_dim, classes)
 
     def forward(self, pooled: Tensor, annotators: Tensor) -> Tensor:

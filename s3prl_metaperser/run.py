@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,20 @@ from s3prl_metaperser.datasets import (
     TrainingEpisodes,
     loader,
 )
-from s3prl_metaperser.episodes import Annotations, Episode, Examples, Task, make_split, meta_test_episodes
+from s3prl_metaperser.episodes import (
+    Annotations,
+    Episode,
+    Examples,
+    Task,
+    generator,
+    make_split,
+    meta_test_episodes,
+)
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.expressed import estimate_expressed
 from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.metrics import METRICS, decide
+from s3prl_metaperser.model import ListenerModel
 from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
@@ -89,7 +99,9 @@ class Run:
         self.split = make_split(self.corpus, self.settings.scenario, self.settings.fold, self.settings.data)
         self.system = make_system(self.settings, self.seed, self.split)
         self._check_arguments()
-        weights = class_balanced_weights(torch.from_numpy(self.split.annotation_targets()))
+        targets = torch.from_numpy(self.split.annotation_targets())
+        balanced = self.settings.model.class_balanced
+        weights = class_balanced_weights(targets) if balanced else torch.ones(targets.shape[1])
         heads = [task.annotator for task in self.split.train] if self.system.training == "annotators" else []
         self.learner = Learner(self.settings, upstream_dim, weights, len(heads))
         self.report = Report(folder, self.settings, arguments["upstream"], self.corpus.emotions)
@@ -103,7 +115,11 @@ class Run:
             pooling=self.settings.model.pooling,
             projector_dim=self.settings.model.projector_dim,
             standardize=self.settings.model.standardize,
+            activation=self.settings.model.activation,
+            naming=self.settings.model.naming,
+            class_balanced=balanced,
             scope=self.settings.scope,
+            adapts=self.settings.meta.adapts,
             inner_steps=self.settings.meta.inner_steps,
             lslr=self.settings.meta.lslr,
             heads=heads,
@@ -119,6 +135,19 @@ class Run:
         self._dev_improved_at: int | None = None
         for role in ("dev", "test"):
             self.episodes(role)
+        self._learn_expressed()
+
+    def _learn_expressed(self) -> None:
+        """Start the naming, and SSL-E's targets, from what the training annotators' labels say is expressed."""
+        model = self.learner.model
+        if self.arguments["mode"] != "train" or not isinstance(model, ListenerModel) or model.naming is None:
+            return
+        learns = self.system.training == "aggregated" and self.settings.ssl.targets == "expressed"
+        if learns or self.settings.init_from is None:
+            expressed = estimate_expressed(self.split.annotations())
+            model.naming.teach(torch.from_numpy(expressed.naming))
+            if learns:
+                self.split = replace(self.split, aggregated=expressed.examples)
 
     def _check_arguments(self) -> None:
         if self.arguments.get("upstream_trainable"):
@@ -280,7 +309,7 @@ class Run:
         check_features_vary(statistics, deviations, pooled)
         if self.settings.model.standardize:
             if not self.learner.standardization.fitted:
-                self.learner.standardization.fit(statistics, pooled.layers)
+                self.learner.fit_standardization(statistics)
             features.transform(self.learner.standardization)
         return features
 
@@ -328,6 +357,14 @@ class Run:
         # The next evaluation is of other weights, for which another rate may be best.
         self._is_tuned = False
         device = self.learner.class_weights.device
+        # Dropout depends on the position in training alone, so that a resumed run goes on as if never stopped.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(generator(self.seed, "dropout", batches_seen).integers(2**63)))
+            return self._training_loss(batch, batches_seen, records, device)
+
+    def _training_loss(
+        self, batch: Batch, batches_seen: int, records: dict[str, list[Any]], device: torch.device
+    ) -> Tensor:
         if isinstance(batch, Examples | Annotations):
             loss = self._minibatch_loss(batch, device)
             records["loss"].append(loss.item())

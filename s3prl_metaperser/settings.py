@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from s3prl_metaperser.errors import MetaPerSERError, suggest
+from s3prl_metaperser.recipes import with_recipe
 
 SystemName = Literal[
     "random", "linear_few", "entire_few", "entire_zero", "multi_few", "entire_sim", "meta_perser", "reference"
@@ -23,6 +24,11 @@ Query = Literal["combined", "resampled", "disjoint"]
 Pooling = Literal["mean", "mean_std"]
 AnnealingOver = Literal["inner_steps", "training"]
 MetricName = Literal["maF1", "miF1", "UA"]
+Activation = Literal["none", "relu"]
+Adapts = Literal["all", "naming"]
+OuterLoss = Literal["cross_entropy", "cross_entropy_f1"]
+AggregatedTargets = Literal["mean", "expressed"]
+Recipe = Literal["paper", "best"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -72,6 +78,14 @@ class ModelSettings:
     """Width between the two linear layers."""
     standardize: bool = True
     """Bring each feature dimension to mean 0, deviation 1 over the training utterances; false is the paper's model."""
+    activation: Activation = "none"
+    """Between the two linear layers."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the dimensions between the two layers that training leaves out; nothing is left out at evaluation."""
+    naming: bool = False
+    """The two layers say what is expressed, and a small matrix, which a listener's labels adapt, what it is called."""
+    class_balanced: bool = True
+    """Weigh classes by the inverse of their effective number (paper section 2.1); false: all alike."""
 
 
 @_strict
@@ -80,6 +94,8 @@ class SSLSettings:
 
     batch_size: PositiveInt = 32
     """Utterances a step."""
+    targets: AggregatedTargets = "mean"
+    """Of the training annotators' labels: their mean (the paper), or what they say is expressed (``expressed.py``)."""
 
 
 @_strict
@@ -107,6 +123,10 @@ class MetaSettings:
     tasks_per_batch: PositiveInt | None = None
     """Annotators in one outer step; None: all training annotators, 16 at the most."""
     inner_steps: PositiveInt = 5
+    adapts: Adapts = "all"
+    """What the inner loop moves: all that the scope lets adapt, or the listener's naming only."""
+    outer_loss: OuterLoss = "cross_entropy"
+    """On the query: cross-entropy (the paper), or with a smooth F1 at the decision threshold beside it."""
     query: Query = "combined"
     """The outer loss's examples: the support itself (CSMT, the paper), a fresh draw, or a disjoint one (MAML)."""
     queries: PositiveInt | None = None
@@ -145,6 +165,8 @@ class Settings:
 
     corpus: str
     """Folder that ``metaperser prepare`` wrote."""
+    recipe: Recipe = "paper"
+    """Presets other keys (``recipes.py``); what the config gives itself wins over it."""
     system: SystemName = "meta_perser"
     """The row of Table 1 (paper section 2.4), or ``reference`` beside it; linear_few, entire_few, entire_zero,
     entire_sim and reference all train SSL-E."""
@@ -189,9 +211,22 @@ def read_settings(section: Any, variant: str | None = None) -> Settings:
         # YAML 1.1 reads an unquoted ``off`` as false.
         chosen["feature_cache"] = "off"
     try:
-        return TypeAdapter(Settings).validate_python({**section, **chosen})
+        settings = TypeAdapter(Settings).validate_python(with_recipe({**section, **chosen}))
     except ValidationError as error:
         raise MetaPerSERError(_first_problem(error)) from None
+    _check_naming(settings)
+    return settings
+
+
+def _check_naming(settings: Settings) -> None:
+    if settings.model.naming:
+        return
+    for key, value in (("meta.adapts", settings.meta.adapts), ("ssl.targets", settings.ssl.targets)):
+        if value in ("naming", "expressed"):
+            raise MetaPerSERError(
+                f"config key '{SECTION}.{key}' has the value {value!r}, which needs a model that names what is "
+                f"expressed; set {SECTION}.model.naming: true, or {SECTION}.recipe: best"
+            )
 
 
 def _fold_of(variant: str) -> int:

@@ -236,6 +236,10 @@ class MetaPerSER(FineTuning):
         self.lrs = [None]
         self.chosen = Candidate(None, self.steps[0])
 
+    def names(self, learner: Learner) -> list[str]:
+        """See :class:`FineTuning`."""
+        return learner.meta_names
+
     def rates(self, learner: Learner, lr: Rate) -> Rates:
         """See :class:`FineTuning`."""
         if learner.rates is None:

@@ -13,9 +13,10 @@ from s3prl_metaperser import configs
 from s3prl_metaperser.expert import DownstreamExpert
 
 
-def arguments(corpus_folder: Path, folder: Path, system="meta_perser", **expert):
+def arguments(corpus_folder: Path, folder: Path, system="meta_perser", recipe="paper", **expert):
     """What the runner passes for ``-m train -d metaperser -u fbank_no_cmvn -c CONFIG -p FOLDER``."""
     name = system if system in ("multi_few", "meta_perser") else "ssl_e"
+    name += "_paper" if recipe == "paper" and name != "multi_few" else ""
     config = yaml.safe_load(configs.find(name).read_text())
     own = config["downstream_expert"]
     own |= {"corpus": str(corpus_folder), "feature_cache": str(folder / "cache"), "init_from": None, "system": system}

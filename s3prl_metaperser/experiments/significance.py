@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon  # type: ignore[import-untyped]
+from scipy.stats import wilcoxon
 
 from s3prl_metaperser.atomic import replacing
 from s3prl_metaperser.errors import MetaPerSERError
