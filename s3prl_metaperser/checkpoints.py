@@ -37,7 +37,7 @@ class Contract:
         feature_selection: s3prl's ``-s``.
         layer_selection: s3prl's ``-l``.
         normalize: s3prl's ``--upstream_feature_normalize``.
-        pooling: ``mean`` or ``mean_std``.
+        pooling: ``mean``, ``mean_std`` or ``mean_std_per_layer``.
         projector_dim: width between the two linear layers.
         standardize: whether features are standardised.
         activation: between the two linear layers.

@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, DerivativeAnnealing
 from s3prl_metaperser.adaptation.inner_loop import Adapted, Objective, Params, adapt
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
-from s3prl_metaperser.model import DeviationStandardization, ListenerModel, Standardization, combine_layers
+from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
 from s3prl_metaperser.multi_task import MultiTaskModel
 from s3prl_metaperser.naming import name_emotions
 from s3prl_metaperser.objective import example_losses, smooth_f1_loss
@@ -99,12 +99,9 @@ class Learner(nn.Module):
         self._shared: dict[str, nn.Parameter | None] = {LAYER_WEIGHTS: None}
         self.layers = 1
 
-    @torch.no_grad()
     def fit_standardization(self, statistics: Tensor) -> None:
         """Take the features' scale from the training utterances' (n, S, dim) statistics, as the upstream gives them."""
-        self.standardization.fit(statistics, self.layers)
-        if isinstance(self.model.deviations, DeviationStandardization):
-            self.model.deviations.fit(self._pooled(self.standardization(statistics)))
+        self.standardization.fit(statistics, self.layers if self.pooling == "mean_std" else statistics.shape[1])
 
     def bind_layer_weights(self, weights: nn.Parameter | None, layers: int) -> None:
         """Take the featurizer's weighted sum: its parameter before softmax, (layers,), or None where it has none."""

@@ -3,7 +3,9 @@
 With a frozen upstream, the weighted sum commutes with pooling, so an utterance is exactly its per-layer statistics and
 frames are never needed again. For mean pooling these are the per-layer means. The standard deviation of a weighted sum
 is not the weighted sum of standard deviations; it follows exactly from the covariances between layers, dimension by
-dimension: var_d = Σ_{l,k} w_l w_k cov_{lk,d}.
+dimension: var_d = Σ_{l,k} w_l w_k cov_{lk,d}. That takes L(L+1)/2 rows; ``mean_std_per_layer`` takes the weighted sum of
+the layers' deviations instead, which commutes as the means do, can be standardised row by row, and is the same thing
+where there is one layer.
 """
 
 from __future__ import annotations
@@ -21,8 +23,13 @@ VARIANCE_FLOOR = 1e-10
 
 
 def statistics_rows(layers: int, pooling: Pooling) -> int:
-    """Count the rows S of an utterance's statistics: L means and, for ``mean_std``, L(L+1)/2 covariances."""
-    return layers if pooling == "mean" else layers + layers * (layers + 1) // 2
+    """Count the rows S of an utterance's statistics: L means, and L deviations or L(L+1)/2 covariances by the pooling."""
+    match pooling:
+        case "mean":
+            return layers
+        case "mean_std_per_layer":
+            return 2 * layers
+    return layers + layers * (layers + 1) // 2
 
 
 def pool_frames(hidden_states: Tensor, pooling: Pooling) -> Tensor:
@@ -30,14 +37,16 @@ def pool_frames(hidden_states: Tensor, pooling: Pooling) -> Tensor:
 
     Args:
         hidden_states: (layers, frames, dim).
-        pooling: ``mean``, or ``mean_std`` for means and covariances between layers.
+        pooling: ``mean``; ``mean_std_per_layer`` for deviations too; ``mean_std`` for covariances between layers too.
 
     Returns:
-        (S, dim) statistics: L rows of means, then the covariances' upper triangle row by row.
+        (S, dim) statistics: L rows of means, then L rows of deviations or the covariances' upper triangle row by row.
     """
     means = hidden_states.mean(dim=1)
     if pooling == "mean":
         return means
+    if pooling == "mean_std_per_layer":
+        return torch.cat([means, hidden_states.std(dim=1, correction=0)])
     centred = hidden_states - means.unsqueeze(1)
     covariances = torch.einsum("itd,jtd->ijd", centred, centred) / hidden_states.shape[1]
     first, second = torch.triu_indices(len(means), len(means), device=means.device)
@@ -60,6 +69,8 @@ def combine_layers(statistics: Tensor, layer_weights: Tensor | None, layers: int
     mean = weights @ statistics[..., :layers, :]
     if pooling == "mean":
         return mean
+    if pooling == "mean_std_per_layer":
+        return torch.cat([mean, weights @ statistics[..., layers:, :]], dim=-1)
     first, second = torch.triu_indices(layers, layers, device=statistics.device)
     # A pair of different layers stands once in the triangle and twice in the quadratic form.
     multiplicity = torch.where(first == second, 1.0, 2.0).to(weights.dtype)
@@ -92,7 +103,7 @@ class Standardization(nn.Module):
 
         Args:
             statistics: (utterances, S, dim).
-            layers: how many of the S rows are means.
+            layers: how many of the S rows are scaled each by itself; the rest are covariances, which scale with them.
         """
         means = statistics[:, :layers]
         deviation = means.std(dim=0, correction=0)
@@ -120,45 +131,13 @@ class Standardization(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class DeviationStandardization(nn.Module):
-    """Affine map of the pooled deviations (``mean_std``) to mean 0, deviation 1 over the training utterances.
-
-    :class:`Standardization` brings deviations to the scale of the means, which commutes with the weighted sum; their
-    own mean and spread are known only after it. They are taken at the weighted sum that training starts from.
-
-    Args:
-        dim: feature dimension of the upstream.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-
-    def fit(self, pooled: Tensor) -> None:
-        """Take mean and deviation from the training utterances' (n, 2 dim) pooled means and deviations."""
-        deviations = pooled[:, len(self.mean) :]
-        spread = deviations.std(dim=0, correction=0)
-        floor = 1e-6 * spread.max().clamp(min=torch.finfo(spread.dtype).tiny)
-        self.mean = deviations.mean(dim=0)
-        self.scale = torch.where(spread > floor, spread, torch.ones_like(spread))
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Map (..., 2 dim) pooled means and deviations to the same with standardised deviations."""
-        means, deviations = pooled.split(len(self.mean), dim=-1)
-        return torch.cat([means, (deviations - self.mean) / self.scale], dim=-1)
-
-
 class Body(nn.Module):
     """The first linear layer on a pooled utterance, the projector; classifiers stand on it.
 
     Args:
         dim: feature dimension of the upstream.
         projector_dim: width of the embeddings it gives.
-        pooling: what the input was pooled with; ``mean_std`` doubles its width.
+        pooling: what the input was pooled with; with deviations it is twice as wide.
         activation: after the projector; ``none`` is the paper's model.
         dropout: share of the embeddings' dimensions that training leaves out, clip by clip.
     """
@@ -167,14 +146,13 @@ class Body(nn.Module):
         self, dim: int, projector_dim: int, pooling: Pooling, activation: Activation = "none", dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.deviations = DeviationStandardization(dim) if pooling == "mean_std" else nn.Identity()
         self.projector = nn.Linear(dim if pooling == "mean" else 2 * dim, projector_dim)
         self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def embed(self, pooled: Tensor) -> Tensor:
         """Map (..., dim or 2 dim) pooled utterances to (..., projector_dim) embeddings, the classifier's input."""
-        return self.dropout(self.activation(self.projector(self.deviations(pooled))))
+        return self.dropout(self.activation(self.projector(pooled)))
 
 
 class ListenerModel(Body):

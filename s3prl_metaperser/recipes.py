@@ -17,7 +17,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "meta": {"adapts": "all", "outer_loss": "cross_entropy", "query": "combined", "lslr": True},
     },
     "best": {
-        "model": {"pooling": "mean_std", "activation": "relu", "dropout": 0.7, "naming": True, "class_balanced": False},
+        "model": {
+            "pooling": "mean_std_per_layer",
+            "activation": "relu",
+            "dropout": 0.7,
+            "naming": True,
+            "class_balanced": False,
+        },
         "ssl": {"targets": "expressed"},
         "meta": {"adapts": "naming", "outer_loss": "cross_entropy_f1", "query": "disjoint", "lslr": True},
     },

@@ -21,7 +21,7 @@ SystemName = Literal[
 Scenario = Literal["seen", "unseen"]
 Scope = Literal["head", "linear"]
 Query = Literal["combined", "resampled", "disjoint"]
-Pooling = Literal["mean", "mean_std"]
+Pooling = Literal["mean", "mean_std", "mean_std_per_layer"]
 AnnealingOver = Literal["inner_steps", "training"]
 MetricName = Literal["maF1", "miF1", "UA"]
 Activation = Literal["none", "relu"]
@@ -73,7 +73,8 @@ class ModelSettings:
     """The downstream model (paper section 2.1)."""
 
     pooling: Pooling = "mean"
-    """Over frames: the mean (the paper), or mean and standard deviation."""
+    """Over frames: the mean (the paper), or mean and standard deviation, the latter of the weighted sum over layers
+    (``mean_std``, much memory with many layers) or of each layer (``mean_std_per_layer``)."""
     projector_dim: PositiveInt = 256
     """Width between the two linear layers."""
     standardize: bool = True

@@ -41,7 +41,30 @@ def test_pooling_first_and_summing_layers_later_is_exact(pooling, standardized):
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_pooling_layer_by_layer_commutes_with_the_weighted_sum_and_is_standardised_row_by_row():
+    clips = [frames_of(seed, 20 + seed) for seed in range(5)]
+    statistics = torch.stack([pool_frames(clip, "mean_std_per_layer") for clip in clips])
+    assert statistics.shape == (5, statistics_rows(LAYERS, "mean_std_per_layer"), DIM) == (5, 2 * LAYERS, DIM)
+    standardization = Standardization()
+    standardization.double().fit(statistics, 2 * LAYERS)
+    standardised = standardization(statistics)
+    torch.testing.assert_close(standardised.mean(0), torch.zeros(2 * LAYERS, DIM, dtype=torch.float64))
+    weights = torch.tensor([0.3, -1.0, 0.5, 2.0], dtype=torch.float64)
+    share = weights.softmax(0)
+    for clip, pooled in zip(clips, combine_layers(statistics, weights, LAYERS, "mean_std_per_layer"), strict=True):
+        by_layer = [sum(share[k] * f(clip[k]) for k in range(LAYERS)) for f in (mean_of, deviation_of)]
+        torch.testing.assert_close(pooled, torch.cat(by_layer))
+
+
+def mean_of(frames):
+    return sum(frames) / len(frames)
+
+
+def deviation_of(frames):
+    return (sum((frame - mean_of(frames)) ** 2 for frame in frames) / len(frames)).sqrt()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std", "mean_std_per_layer"])
 def test_a_single_layer_needs_no_weights(pooling):
     clip = frames_of(0, 9)[:1]
     pooled = combine_layers(pool_frames(clip, pooling), None, 1, pooling)

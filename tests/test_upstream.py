@@ -221,7 +221,7 @@ def test_a_damaged_cache_file_is_named(tmp_path, recordings):
 def test_features_that_do_not_vary_are_refused_with_the_cure():
     """s3prl's fbank normalises each utterance: pooled, every clip looks the same."""
     for upstream, fails in [(fbank(), True), (fbank_no_cmvn(), False)]:
-        for pooling in ("mean", "mean_std"):
+        for pooling in ("mean", "mean_std", "mean_std_per_layer"):
             pooled = pooled_upstream(upstream, pooling)
             clips = [pooled([noise(0.5 + seed / 5, seed) * (1 + seed)])[0] for seed in range(4)]
             statistics = torch.stack([clip.statistics for clip in clips])

@@ -41,7 +41,7 @@ class UpstreamIdentity:
         feature_selection: s3prl's ``-s``, as the featurizer resolved it.
         layer_selection: s3prl's ``-l``.
         normalize: s3prl's ``--upstream_feature_normalize``.
-        pooling: ``mean`` or ``mean_std``.
+        pooling: ``mean``, ``mean_std`` or ``mean_std_per_layer``.
     """
 
     upstream: str

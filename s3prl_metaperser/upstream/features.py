@@ -212,10 +212,14 @@ def check_features_vary(statistics: Tensor, frame_deviations: Tensor, pooled: Po
     scale = frame_deviations.mean()
     spread = statistics[:, :layers].std(dim=0).max()
     varies = bool(spread > SMALLEST_SPREAD * scale)
+    deviations = None
     if pooled.pooling == "mean_std":
         diagonal = [layers + row * layers - row * (row - 1) // 2 for row in range(layers)]
-        deviation_spread = statistics[:, diagonal].clamp(min=0).sqrt().std(dim=0).max()
-        varies |= bool(deviation_spread > SMALLEST_DEVIATION_SPREAD * scale)
+        deviations = statistics[:, diagonal].clamp(min=0).sqrt()
+    elif pooled.pooling == "mean_std_per_layer":
+        deviations = statistics[:, layers:]
+    if deviations is not None:
+        varies |= bool(deviations.std(dim=0).max() > SMALLEST_DEVIATION_SPREAD * scale)
     if not varies:
         raise MetaPerSERError(
             f"pooled features do not vary between utterances (spread {float(spread):.1e} at a frame deviation of "
