@@ -3,9 +3,9 @@
 With a frozen upstream, the weighted sum commutes with pooling, so an utterance is exactly its per-layer statistics and
 frames are never needed again. For mean pooling these are the per-layer means. The standard deviation of a weighted sum
 is not the weighted sum of standard deviations; it follows exactly from the covariances between layers, dimension by
-dimension: var_d = Σ_{l,k} w_l w_k cov_{lk,d}. That takes L(L+1)/2 rows; ``mean_std_per_layer`` takes the weighted sum of
-the layers' deviations instead, which commutes as the means do, can be standardised row by row, and is the same thing
-where there is one layer.
+dimension: var_d = Σ_{l,k} w_l w_k cov_{lk,d}. That takes L(L+1)/2 rows; ``mean_std_per_layer`` takes the weighted sum
+of the layers' deviations instead, which commutes as the means do, can be standardised row by row, and is the same where
+there is one layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VARIANCE_FLOOR = 1e-10
 
 
 def statistics_rows(layers: int, pooling: Pooling) -> int:
-    """Count the rows S of an utterance's statistics: L means, and L deviations or L(L+1)/2 covariances by the pooling."""
+    """Count the rows S of an utterance's statistics: L means, and by the pooling L deviations or L(L+1)/2 covariances."""
     match pooling:
         case "mean":
             return layers
