@@ -1,5 +1,6 @@
 """The grid: its order, its failures, and the two ways in which a run's process is started."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -79,6 +80,9 @@ class Played(Launched):
 
     def stop(self):
         self.play.stopped.append(self.run.name)
+
+    def join(self):
+        assert self.run.name in self.play.stopped
 
 
 def chain(make_run):
@@ -194,6 +198,23 @@ def test_a_run_with_bad_input_fails_with_its_own_words(make_run, launcher):
     run = make_run("broken", fold=9)
     outcome = Grid([Node(run.name, run)]).run(launcher(1) if launcher is ForkLauncher else launcher(), 1)
     assert "ended with code 2: run_downstream: error: fold 9 does not exist" in outcome.failures[0].reason
+
+
+def test_a_process_that_outlives_the_experiment_keeps_its_lock(make_run, tmp_path):
+    """Where runs cannot be forked: killed alone, the experiment leaves a run behind, which others must wait for."""
+    launcher = ProcessLauncher()
+    with (tmp_path / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        launcher.held = [lock]
+        run = make_run("left")
+        run.prepare()
+        launched = launcher.start(run)
+    with (tmp_path / ".lock").open("a") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        launched.stop()
+        launched.join()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 SBATCH = """#!{python}

@@ -208,6 +208,8 @@ class _Execution:
         """End what is under way."""
         for one in self._running:
             one.launched.stop()
+        for one in self._running:
+            one.launched.join()
 
     def _receive(self, node: Node) -> None:
         if not all(self.outcome.is_done(needed) for needed in node.needs):
@@ -239,7 +241,11 @@ class _Execution:
         elif missing is not None:
             self._fail(one.run, f"ended well, but left no {missing}: is eval_step above total_steps?")
         else:
-            one.run.finish(one.started, ended)
+            try:
+                one.run.finish(one.started, ended)
+            except OSError as error:
+                self._fail(one.run, f"ended well, but that could not be recorded: {error}")
+                return
             self.outcome.seconds[one.run.name] = round((ended - one.started).total_seconds(), 1)
             self._settle(one.run.name, "done")
 

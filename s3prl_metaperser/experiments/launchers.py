@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import IO
 
 from s3prl_metaperser.experiments.runs import LOG, Run
 
@@ -55,7 +56,11 @@ class Launched(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it, and wait until it has ended."""
+        """Ask it to end."""
+
+    @abstractmethod
+    def join(self) -> None:
+        """Wait until it has ended, after :meth:`stop`."""
 
 
 class Launcher(ABC):
@@ -63,9 +68,13 @@ class Launcher(ABC):
 
     Attributes:
         poll_seconds: how often it is worth asking whether a run has ended.
+        is_elsewhere: whether runs have other devices than this machine has.
+        held: open files that must stay open until the last run has ended, should this process be killed before.
     """
 
     poll_seconds = POLL_SECONDS
+    is_elsewhere = False
+    held: Sequence[IO[str]] = ()
 
     def clear(self, run: Run) -> None:
         """End what an experiment that was killed may have left running of a run; asked before its folder is made."""
@@ -96,7 +105,11 @@ def local_launcher(device: str, threads: int) -> Launcher:
 
 
 class ProcessLauncher(Launcher):
-    """Starts each run's command as it stands."""
+    """Starts each run's command as it stands.
+
+    A run goes on when this process is killed. It then holds what this process has locked, so that nobody else writes
+    into the folder meanwhile.
+    """
 
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
@@ -108,6 +121,7 @@ class ProcessLauncher(Launcher):
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=run.environment(),
+                    pass_fds=[file.fileno() for file in self.held],
                 )
             )
 
@@ -122,6 +136,8 @@ class _Process(Launched):
 
     def stop(self) -> None:
         self._process.terminate()
+
+    def join(self) -> None:
         try:
             self._process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -161,6 +177,8 @@ class _Forked(Launched):
 
     def stop(self) -> None:
         self._process.terminate()
+
+    def join(self) -> None:
         self._process.join(PATIENCE_SECONDS)
         if self._process.exitcode is None:
             self._process.kill()

@@ -74,6 +74,7 @@ class SlurmLauncher(Launcher):
     """
 
     poll_seconds = 0.5
+    is_elsewhere = True
 
     def __init__(self, settings: SlurmSettings) -> None:
         try:
@@ -93,7 +94,8 @@ class SlurmLauncher(Launcher):
         for path in (run.folder / FOLDER).glob("*_submission.sh"):
             job: SlurmJob[int] = SlurmJob(path.parent, path.name.removesuffix("_submission.sh"))
             if not job.done(force_check=True):
-                _cancel(job)
+                job.cancel(check=False)
+                _wait(job)
 
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
@@ -150,7 +152,10 @@ class _Queued(Launched):
         return None
 
     def stop(self) -> None:
-        _cancel(self._job)
+        self._job.cancel(check=False)
+
+    def join(self) -> None:
+        _wait(self._job)
 
     def _end(self) -> End:
         failure = self._job.exception()
@@ -164,9 +169,8 @@ class _Queued(Launched):
         return End.with_code(code)
 
 
-def _cancel(job: Job[int]) -> None:
-    """Cancel a job, and wait until it writes no more."""
-    job.cancel(check=False)
+def _wait(job: Job[int]) -> None:
+    """Wait until a cancelled job writes no more."""
     begin = time.monotonic()
     while time.monotonic() - begin < CANCEL_SECONDS and not job.done(force_check=True):
         time.sleep(1.0)
