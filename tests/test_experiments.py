@@ -18,9 +18,15 @@ from s3prl_metaperser.experiments import reproduce
 from s3prl_metaperser.experiments.plan import Override, Setup
 from s3prl_metaperser.experiments.runs import Upstream
 from s3prl_metaperser.reporting import RESULT_COLUMNS
+from s3prl_metaperser.settings import AnnealingSettings, read_settings
 
-SYSTEMS = ["Random", "Linear-Few", "Entire-Few", "Entire-Zero", "Multi-Few", "Entire-Sim.", "Meta-PerSER"]
+SYSTEMS = [
+    *("Random", "Linear-Few", "Entire-Few", "Entire-Zero", "Multi-Few", "Entire-Sim."),
+    *("Meta-PerSER (paper)", "Meta-PerSER"),
+]
 REFERENCE = "Reference (all labels)"
+RUNS = 16
+"""Of Table 1 in a cell: 9 evaluations, 3 trainings, 4 meta-trainings. One more extracts the best recipe's features."""
 SHORT = [
     *("runner.total_steps=4", "runner.eval_step=2", "runner.save_step=4"),
     *("downstream_expert.data.min_annotations=4", "downstream_expert.reference.steps=5"),
@@ -35,12 +41,21 @@ def command(kind, corpus, out, *more, settings=(), queries=6):
     ]
 
 
+def settings_of(out, run):
+    config = yaml.safe_load((out / "runs" / run / "config.yaml").read_text())
+    return read_settings(config["downstream_expert"])
+
+
 def table1(corpus, out, *more, **change):
     return command("table1", corpus, out, "--shots", "4", "--inner-lr", "0.1", "1e-6", *more, **change)
 
 
 def changes(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def record(out, kind):
+    return json.loads((out / f"{kind}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -63,31 +78,45 @@ def out(tmp_path_factory, small_corpus, cache):
     return out
 
 
-def config(out, run):
-    return yaml.safe_load((out / "runs" / run / "config.yaml").read_text())["downstream_expert"]
-
-
 class TestTable1:
     def test_it_has_the_papers_rows_and_the_reference_in_both_scenarios(self, out):
         results = pd.read_csv(out / "results.csv")
         assert results.columns.tolist() == RESULT_COLUMNS
         rows = results[["scenario", "system"]].drop_duplicates().itertuples(index=False, name=None)
         assert list(rows) == [(scenario, one) for scenario in ("seen", "unseen") for one in [*SYSTEMS, REFERENCE]]
-        assert len(results) == 2 * 8 * 2
-        shown = re.findall(r"^\| \*?([\w.-]+)", (out / "table1.md").read_text(), re.M)
-        assert shown == ["System", *SYSTEMS, "Reference"]
+        assert len(results) == 2 * 9 * 2
+        shown = re.findall(r"^\| \*?([^|]*[^| ]) +\|", (out / "table1.md").read_text(), re.M)
+        assert shown[:-1] == ["System", *SYSTEMS]
+        assert shown[-1].startswith(REFERENCE)
+
+    def test_each_recipe_starts_from_its_own_ssl_e_and_the_baselines_are_the_papers(self, out):
+        for run, ssl_e, recipe in (
+            ("meta_perser-lr0.1", "ssl_e", "best"),
+            ("meta_perser_paper-lr0.1", "ssl_e_paper", "paper"),
+        ):
+            settings = settings_of(out, f"seen/fold1/{run}")
+            assert settings.recipe == recipe
+            assert settings.init_from == str(out / f"runs/seen/fold1/{ssl_e}/dev-best.ckpt")
+            assert settings_of(out, f"seen/fold1/{ssl_e}").recipe == recipe
+        for system in ("linear_few", "entire_few", "entire_zero", "entire_sim", "reference"):
+            command = json.loads((out / f"runs/seen/fold1/{system}/done.json").read_text())["command"]
+            assert command.endswith(f"-i {out}/runs/seen/fold1/ssl_e_paper/dev-best.ckpt")
 
     def test_the_inner_rate_is_the_best_on_dev(self, out):
+        said = {(row["scenario"], row["system"]): row["setting"] for row in record(out, "table1")["chosen"]}
         for scenario in ("seen", "unseen"):
-            runs = f"{scenario}/fold1/meta_perser"
-            dev = {
-                lr: pd.read_csv(out / f"runs/{runs}-lr{lr}/results-dev.csv")["miF1"].mean() for lr in ("0.1", "1e-06")
-            }
-            assert config(out, runs)["meta"]["inner_lr"] == (0.1 if dev["0.1"] >= dev["1e-06"] else 1e-6)
+            for system, run in (("Meta-PerSER", "meta_perser"), ("Meta-PerSER (paper)", "meta_perser_paper")):
+                trained = {lr: out / f"runs/{scenario}/fold1/{run}-lr{lr}" for lr in ("0.1", "1e-06")}
+                dev = {lr: pd.read_csv(one / "results-dev.csv")["miF1"].mean() for lr, one in trained.items()}
+                best = "0.1" if dev["0.1"] >= dev["1e-06"] else "1e-06"
+                assert said[scenario, system].startswith(f"inner_lr {best}, ")
+                rows = pd.read_csv(out / "results.csv").query("scenario == @scenario and system == @system")
+                evaluated = pd.read_csv(out / f"runs/{scenario}/fold1/{run}-lr{best}-test/results.csv")
+                assert rows["miF1"].tolist() == evaluated["miF1"].tolist()
 
     def test_the_test_annotator_is_not_looked_at_before_everything_is_chosen(self, out):
         trained = [path.parent for path in out.rglob("dev-best.ckpt")]
-        assert len(trained) >= 8
+        assert len(trained) == 2 * (2 + 1 + 4) + 2 * 5
         assert not any((folder / "results.csv").exists() for folder in trained)
 
     def test_all_systems_meet_the_same_query_clips(self, out):
@@ -107,18 +136,19 @@ class TestTable2:
     def test_each_row_has_the_parts_that_it_names(self, out):
         """INI: from SSL-E; CSMT: the support is the query; DA: the config's annealing; LSLR: learned rates."""
         found = {}
-        for path in out.glob("runs/seen/fold1/meta_perser-maml*-lr0.1/config.yaml"):
-            expert = yaml.safe_load(path.read_text())["downstream_expert"]
+        for path in out.glob("runs/seen/fold1/meta_perser_paper*-lr0.1"):
+            settings = settings_of(out, path)
             parts = {
-                "ini": expert["init_from"] is not None,
-                "csmt": {"combined": True, "disjoint": False}[expert["meta"]["query"]],
-                "da": expert["meta"]["annealing"] == {"fraction": 0.3, "over": "inner_steps"},
-                "lslr": expert["meta"]["lslr"],
+                "ini": settings.init_from is not None,
+                "csmt": {"combined": True, "disjoint": False}[settings.meta.query],
+                "da": settings.meta.annealing == AnnealingSettings(fraction=0.3, over="inner_steps"),
+                "lslr": settings.meta.lslr,
             }
-            assert parts["da"] or expert["meta"]["annealing"] is None
-            found[path.parent.name] = [part for part, there in parts.items() if there]
-        rows = [[], ["ini"], ["ini", "csmt"], ["ini", "da"], ["ini", "lslr"], ["ini", "csmt", "da", "lslr"]]
-        assert found == {f"meta_perser-{'+'.join(['maml', *parts])}-lr0.1": parts for parts in rows}
+            assert parts["da"] or settings.meta.annealing is None
+            found[path.name] = [part for part, there in parts.items() if there]
+        some = [[], ["ini"], ["ini", "csmt"], ["ini", "da"], ["ini", "lslr"]]
+        rows = {f"meta_perser_paper-{'+'.join(['maml', *parts])}-lr0.1": parts for parts in some}
+        assert found == {**rows, "meta_perser_paper-lr0.1": ["ini", "csmt", "da", "lslr"]}
 
     def test_the_results_are_named_by_row(self, out):
         results = pd.read_csv(out / "results-table2.csv")
@@ -134,17 +164,19 @@ class TestFigure2:
         shots = results.groupby(["scenario", "system"])["shots"].unique().map(sorted)
         assert all(shots["seen"].map(lambda found: found == [2, 4, 8]))
         assert all(shots["unseen"].map(lambda found: found == [2, 4]))
-        assert set(results["system"]) == {"Entire-Few", "Meta-PerSER", "Entire-Zero", REFERENCE}
+        assert set(results["system"]) == {*SYSTEMS[-2:], "Entire-Few", "Entire-Zero", REFERENCE}
         assert "unseen: K = 8 is left out" in (out / "figure2.md").read_text()
 
     def test_every_k_is_judged_on_the_same_clips_after_training_at_one(self, out):
-        queries = []
-        for k in ("-k2", "", "-k8"):
-            run = f"seen/fold1/meta_perser{k}"
-            queries.append(pd.read_csv(out / "runs" / run / "predictions.csv")["utterance"].tolist())
-            assert config(out, run)["episodes"]["shots"] == (int(k[2:]) if k else 4)
-        assert queries[0] == queries[1] == queries[2]
-        assert not list(out.glob("runs/seen/fold1/meta_perser-k*-lr*")), "meta-trained at --train-shots only"
+        queries = set()
+        for k, ending in ((2, "-k2"), (4, ""), (8, "-k8")):
+            (run,) = out.glob(f"runs/seen/fold1/meta_perser-lr*-test{ending}")
+            queries.add(tuple(pd.read_csv(run / "predictions.csv")["utterance"]))
+            settings = settings_of(out, run)
+            assert settings.episodes.shots == k
+            trained = settings_of(out, str(run).split("-test")[0])
+            assert trained.episodes.shots == 4, "--train-shots"
+        assert len(queries) == 1
 
 
 def test_given_again_nothing_is_run_and_the_same_is_written(out, small_corpus, capsys):
@@ -167,15 +199,14 @@ def test_a_dry_run_names_the_commands_and_what_is_open_and_writes_nothing(out, s
     before = changes(out)
     assert cli.main(table1(small_corpus, out, "--dry-run")) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = [line.split()[1] for line in lines if line.startswith("done ")]
-    assert len(names) == 24
-    for name in names:
-        assert f"        {json.loads((out / 'runs' / name / 'done.json').read_text())['command']}" in lines
+    assert sum(line.startswith("done ") for line in lines) == 2 * RUNS + 1
+    ran = {json.loads(path.read_text())["command"] for path in out.rglob("done.json")}
+    assert {line.strip() for line in lines if "run_downstream" in line} <= ran
     assert changes(out) == before
 
     assert cli.main(table1(small_corpus, tmp_path / "new", "--dry-run")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("to run ") for line in lines) == 24
+    assert sum(line.startswith("to run ") for line in lines) == 2 * RUNS + 1
     trainings = "seen/fold1/meta_perser-lr0.1, seen/fold1/meta_perser-lr1e-06"
     assert f"        chosen on dev from {trainings}; one of:" in lines
     assert not (tmp_path / "new").exists()
@@ -218,7 +249,7 @@ def test_a_failed_run_is_named_and_the_others_make_the_table(small_corpus, tmp_p
     broken = ["multi_few:optimizer.torch_optim_name=Adamm"]
     assert cli.main(table1(small_corpus, tmp_path / "out", "--scenario", "seen", settings=broken)) == 1
     said = capsys.readouterr()
-    assert "1 of 12 runs failed, 1 more need them" in said.err
+    assert f"1 of {RUNS + 1} runs failed, 1 more need them" in said.err
     assert re.search(r"seen/fold1/multi_few-train: ended with code 1: .*no attribute 'Adamm'.*log\.txt", said.err)
     assert "Multi-Few, seen: fold 1 is missing, since a run failed." in said.out
     results = pd.read_csv(tmp_path / "out/results.csv")
@@ -280,9 +311,9 @@ def test_unseen_trainings_last_in_proportion_to_the_corpus(tmp_path, small_corpu
         episodes=1,
         seed=1,
         threads=1,
-        overrides=(few, *([Override("ssl_e", "runner.total_steps", given)] if given else [])),
+        overrides=(few, *([Override("ssl_e_paper", "runner.total_steps", given)] if given else [])),
     )
-    assert setup.config("ssl_e", scenario, 1)["runner"]["total_steps"] == steps
+    assert setup.config("ssl_e_paper", scenario, 1)["runner"]["total_steps"] == steps
 
 
 class TestReproduce:

@@ -6,12 +6,14 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from s3prl_metaperser.experiments.experiment import Experiment
     from s3prl_metaperser.experiments.launchers import Launcher
     from s3prl_metaperser.experiments.plan import Setup
+
+T = TypeVar("T")
 
 SHOTS = (2, 4, 8, 16, 32, 64)
 INNER_LRS = (0.03, 0.1)
@@ -70,6 +72,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs, results and tables go")
         parser.add_argument("-u", "--upstream", required=True, help="s3prl upstream: fbank_no_cmvn, wavlm_base, …")
         add_shots(parser, kind)
+        if kind != "table2":
+            add_recipes(parser)
         add_run_arguments(parser)
         parser.set_defaults(run=_run, plan=plan)
 
@@ -92,6 +96,17 @@ def add_figure_shots(parser: argparse.ArgumentParser, flag: str = "--shots") -> 
         default=list(SHOTS),
         metavar="K",
         help="each K of the figure; those that the corpus has too few labels for are left out",
+    )
+
+
+def add_recipes(parser: argparse.ArgumentParser) -> None:
+    """Add the recipes of Meta-PerSER."""
+    parser.add_argument(
+        "--recipe",
+        nargs="+",
+        choices=["best", "paper"],
+        default=["best", "paper"],
+        help="of Meta-PerSER, a row each; the first is compared with the other systems, which are the paper's",
     )
 
 
@@ -172,6 +187,11 @@ def _override(text: str) -> tuple[str | None, str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
 
 
+def unique(given: Sequence[T]) -> list[T]:
+    """Drop what was given twice."""
+    return list(dict.fromkeys(given))
+
+
 def make_setup(args: argparse.Namespace, corpus: Path, out: Path, shots: int) -> Setup:
     """Make the setup that a command line asks for."""
     from s3prl_metaperser.experiments.plan import Override, Setup
@@ -183,7 +203,7 @@ def make_setup(args: argparse.Namespace, corpus: Path, out: Path, shots: int) ->
         corpus=corpus,
         out=out,
         upstream=Upstream(args.upstream, ckpt, args.device),
-        scenarios=tuple(dict.fromkeys(args.scenario)),
+        scenarios=tuple(unique(args.scenario)),
         folds=args.folds,
         scope=args.scope,
         shots=shots,
@@ -226,6 +246,7 @@ def run_all(args: argparse.Namespace, experiments: Sequence[Callable[[], Experim
     if args.dry_run:
         for make in experiments:
             experiment = make()
+            experiment.setup.check(runs_are_elsewhere=True)
             print(f"# {experiment.kind}: the config of each run is written into its folder when it is started")
             for line in Grid(experiment.nodes).describe():
                 print(line)
@@ -245,7 +266,7 @@ def _run(args: argparse.Namespace) -> int:
 def _table1(args: argparse.Namespace) -> Experiment:
     from s3prl_metaperser.experiments.table1 import table1
 
-    return table1(make_setup(args, args.corpus, args.out, args.shots), args.inner_lr)
+    return table1(make_setup(args, args.corpus, args.out, args.shots), args.inner_lr, unique(args.recipe))
 
 
 def _table2(args: argparse.Namespace) -> Experiment:
@@ -257,4 +278,5 @@ def _table2(args: argparse.Namespace) -> Experiment:
 def _figure2(args: argparse.Namespace) -> Experiment:
     from s3prl_metaperser.experiments.figure2 import figure2
 
-    return figure2(make_setup(args, args.corpus, args.out, args.train_shots), args.inner_lr, args.shots)
+    setup = make_setup(args, args.corpus, args.out, args.train_shots)
+    return figure2(setup, args.inner_lr, unique(args.recipe), unique(args.shots))

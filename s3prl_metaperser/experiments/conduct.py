@@ -46,7 +46,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
         MetaPerSERError: when the corpus or a setting is wrong, before anything is run or written.
     """
     setup = experiment.setup
-    setup.check()
+    setup.check(launcher.is_elsewhere)
     try:
         setup.out.mkdir(parents=True, exist_ok=True)
         lock = (setup.out / ".lock").open("a")
@@ -54,6 +54,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
         raise MetaPerSERError(f"--out {setup.out} cannot be written: {error.strerror}") from None
     with lock, locked(lock, f"another experiment writes into {setup.out}; waiting for it"):
         claim_folder(setup)
+        launcher.held = [lock]
         outcome = Grid(experiment.nodes).run(launcher, jobs)
         write_results(experiment.results(outcome), setup.out, experiment.kind)
         Record.of(experiment, outcome).write(setup.out, experiment.kind)
@@ -100,7 +101,7 @@ def tell(experiment: Experiment, outcome: Outcome) -> int:
     """
     out = experiment.setup.out
     table = out / f"{experiment.kind}.md"
-    if table.exists():
+    if any(outcome.is_done(row.node) for row in experiment.rows):
         print(table.read_text(encoding="utf-8"))
     print(f"Report, to be opened in a browser: {out / REPORT}")
     print(

@@ -82,7 +82,7 @@ class Experiment:
         systems = {system: place for place, system in enumerate(dict.fromkeys(row.system for row in self.rows))}
         for row in sorted(self.rows, key=lambda row: (order[row.scenario], systems[row.system], row.fold)):
             if outcome.is_done(row.node):
-                frame = pd.read_csv(self.setup.folder(row.node) / RESULTS, dtype={"test_annotator": str})
+                frame = pd.read_csv(outcome.runs[row.node].folder / RESULTS, dtype={"test_annotator": str})
                 frame["system"] = row.system
                 if row.shots is not None:
                     frame["shots"] = row.shots
@@ -98,7 +98,7 @@ class Experiment:
             if training is not None:
                 settings.append(f"inner_lr {outcome.runs[training].config['downstream_expert']['meta']['inner_lr']:g}")
             if outcome.is_done(row.node):
-                settings += _tuned(self.setup.folder(row.node))
+                settings += _tuned(outcome.runs[row.node].folder)
             if settings:
                 k = outcome.runs[row.node].config["downstream_expert"]["episodes"]["shots"]
                 found.append(

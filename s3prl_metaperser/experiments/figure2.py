@@ -16,8 +16,9 @@ from s3prl_metaperser.experiments.experiment import Experiment, Record, Row
 from s3prl_metaperser.experiments.figures import shots_figure, write_figure
 from s3prl_metaperser.experiments.plan import Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
+from s3prl_metaperser.experiments.table1 import row_name
 from s3prl_metaperser.experiments.tables import write_tables
-from s3prl_metaperser.settings import SystemName
+from s3prl_metaperser.settings import Recipe, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES
 
 SHOTS = (2, 4, 8, 16, 32, 64)
@@ -26,12 +27,13 @@ FLAT: tuple[SystemName, ...] = ("entire_zero", "reference")
 REFERENCE = DISPLAY_NAMES["reference"]
 
 
-def figure2(setup: Setup, inner_lrs: Sequence[float], shots: Sequence[int]) -> Experiment:
+def figure2(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe], shots: Sequence[int]) -> Experiment:
     """Plan the experiment.
 
     Args:
         setup: of its runs; its K is the one that Meta-PerSER is meta-trained at.
         inner_lrs: inner rates of Meta-PerSER to choose from on dev, at the K it is trained at.
+        recipes: of Meta-PerSER, a line each.
         shots: every K of the figure.
 
     Raises:
@@ -48,9 +50,10 @@ def figure2(setup: Setup, inner_lrs: Sequence[float], shots: Sequence[int]) -> E
     for scenario, fold in setup.cells:
         for k in able[scenario]:
             few = plan.evaluated("entire_few", scenario, fold, k)
-            ours = plan.meta_perser(scenario, fold, Variant(""), inner_lrs, k)
             rows.append(Row(DISPLAY_NAMES["entire_few"], scenario, fold, few, k))
-            rows.append(Row(DISPLAY_NAMES["meta_perser"], scenario, fold, ours, k))
+            for recipe in reversed(recipes):
+                node = plan.meta_perser(scenario, fold, Variant(recipe), inner_lrs, k)
+                rows.append(Row(row_name(recipe, recipes), scenario, fold, node, k))
             for system in FLAT:
                 rows.append(Row(DISPLAY_NAMES[system], scenario, fold, plan.evaluated(system, scenario, fold), k))
     notes = tuple(
@@ -60,6 +63,7 @@ def figure2(setup: Setup, inner_lrs: Sequence[float], shots: Sequence[int]) -> E
         if len(able[scenario]) < len(shots)
     )
     arguments = [
+        *("--recipe", *recipes),
         *("--shots", *map(str, shots), "--train-shots", str(setup.shots)),
         *("--inner-lr", *(f"{lr:g}" for lr in inner_lrs)),
     ]

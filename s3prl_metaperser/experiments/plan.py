@@ -1,7 +1,7 @@
 """What the experiments are made of: the settings that they share, and the runs that they share.
 
-One folder (``--out``) holds one set of settings. SSL-E is trained once in it for each scenario and fold, whichever
-experiments need it; features are extracted once, by the first run, which all others wait for.
+One folder (``--out``) holds one set of settings. SSL-E is trained once in it for each recipe, scenario and fold,
+whichever experiments need it; features are extracted once for each recipe, by a first run that the others wait for.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from s3prl_metaperser.episodes import Split, fold_count, make_split, meta_test_e
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.experiments.grid import Choice, Node
 from s3prl_metaperser.experiments.runs import BEST, Mode, Run, Upstream
-from s3prl_metaperser.settings import Scenario, Scope, Settings, SystemName, read_settings
+from s3prl_metaperser.settings import Recipe, Scenario, Scope, Settings, SystemName, read_settings
 
 SSL_E = "ssl_e"
 MULTI_FEW = "multi_few"
 META_PERSER = "meta_perser"
+"""Names of installed configs, of the recipe that has no name of its own there."""
+UNNAMED: Recipe = "best"
+BASELINES_RECIPE: Recipe = "paper"
+"""What the systems other than Meta-PerSER are made by, which are the paper's."""
 
 CONFIG_ROOTS = ("runner", "optimizer", "scheduler", "downstream_expert")
 OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio", "train_dataloader")
@@ -36,8 +40,8 @@ OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio", "train_dataloader")
 
 LENGTHS_CHOSEN_ON = 408
 """Training utterances of the corpus on which the lengths of the unseen scenario's configs were chosen."""
-IN_PROPORTION = (f"{SSL_E}_unseen", f"{MULTI_FEW}_unseen")
-"""Configs that train for so many epochs, since their dev cannot tell when to stop; larger corpora take more steps."""
+IN_PROPORTION = (SSL_E, f"{SSL_E}_paper", MULTI_FEW)
+"""Those of them that train for so many epochs, as dev cannot tell when to stop; larger corpora take more steps."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,11 @@ class Setup:
             for tasks in (split.dev, split.test):
                 meta_test_episodes(tasks, shots, self.queries, 1, self.seed)
 
-    def check(self) -> None:
+    def check(self, runs_are_elsewhere: bool = False) -> None:
         """Find what is wrong with corpus, settings, upstream or device before anything is run or written.
+
+        Args:
+            runs_are_elsewhere: whether the device is another machine's, and not to be looked for here.
 
         Raises:
             MetaPerSERError: naming it.
@@ -145,8 +152,10 @@ class Setup:
         scenario, fold = self.cells[0]
         self._check_overrides(scenario)
         with tempfile.TemporaryDirectory() as folder:
-            run = self.run(f"{scenario}/fold{fold}/{SSL_E}", "train", self.config(SSL_E, scenario, fold))
-            run = replace(run, folder=Path(folder))
+            family = family_of(SSL_E, BASELINES_RECIPE)
+            run = self.run(f"{scenario}/fold{fold}/{family}", "train", self.config(family, scenario, fold))
+            upstream = replace(self.upstream, device="cpu") if runs_are_elsewhere else self.upstream
+            run = replace(run, folder=Path(folder), upstream=upstream)
             run.prepare()
             # s3prl and torch take seconds to import; not before the corpus is known to be there.
             from s3prl_metaperser.run_downstream import install_stand_ins, quieten, trust_namespaces
@@ -206,7 +215,8 @@ class Setup:
 
     def _settings(self, scenario: Scenario) -> Settings:
         """Give what a scenario's runs have in common, for who is dealt into which fold."""
-        return read_settings(self._overridden(self._installed(SSL_E, scenario), SSL_E, scenario)["downstream_expert"])
+        family = family_of(SSL_E, BASELINES_RECIPE)
+        return read_settings(self._overridden(self._installed(family, scenario), family, scenario)["downstream_expert"])
 
     def config(
         self,
@@ -219,7 +229,7 @@ class Setup:
         """Make a run's config.
 
         Args:
-            family: the installed config it starts from, without the scenario.
+            family: the installed config it starts from, without the scenario; see :func:`family_of`.
             scenario: of the run.
             fold: of the run.
             change: the run's own settings in ``downstream_expert``, by dotted key.
@@ -231,7 +241,7 @@ class Setup:
         config = self._installed(family, scenario)
         runner = config["runner"]
         runner["eval_dataloaders"] = ["dev"]
-        if _config_name(family, scenario) in IN_PROPORTION:
+        if scenario == "unseen" and family in IN_PROPORTION:
             evaluations = runner["total_steps"] // runner["eval_step"]
             utterances = len(self.splits[scenario, fold].aggregated)
             runner["eval_step"] = max(1, round(runner["eval_step"] * utterances / LENGTHS_CHOSEN_ON))
@@ -254,13 +264,26 @@ class Setup:
                 _put(config, one.key, one.value)
         return config
 
-    def run(self, name: str, mode: Mode, config: Mapping[str, Any], checkpoint: Path | None = None) -> Run:
-        """Make a run of this setup."""
-        return Run(name, self.folder(name), mode, config, self.upstream, self.seed, self.threads, checkpoint)
+    def run(
+        self,
+        name: str,
+        mode: Mode,
+        config: Mapping[str, Any],
+        checkpoint: Path | None = None,
+        folder: str | None = None,
+    ) -> Run:
+        """Make a run of this setup, in the folder of its name if no other is given."""
+        place = self.folder(folder or name)
+        return Run(name, place, mode, config, self.upstream, self.seed, self.threads, checkpoint)
 
     def folder(self, name: str) -> Path:
         """Give the folder of a run."""
         return self.out.resolve() / "runs" / name
+
+
+def family_of(config: str, recipe: Recipe) -> str:
+    """Name a recipe's variety of a config: ``ssl_e`` is the best recipe's, ``ssl_e_paper`` the paper's."""
+    return config if recipe == UNNAMED else f"{config}_{recipe}"
 
 
 def _config_name(family: str, scenario: Scenario) -> str:
@@ -283,12 +306,14 @@ class Variant:
     """One way to meta-train.
 
     Attributes:
-        name: ends the names of its runs; empty for the config as it is.
+        recipe: of Meta-PerSER and of the SSL-E that it starts from.
+        name: ends the names of its runs; empty for the recipe as it is.
         change: settings in ``downstream_expert`` that make it, by dotted key.
         from_ssl: whether it starts from SSL-E (INI) or from random weights.
     """
 
-    name: str
+    recipe: Recipe
+    name: str = ""
     change: tuple[tuple[str, Any], ...] = ()
     from_ssl: bool = True
 
@@ -303,9 +328,6 @@ class Plan:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self._nodes: dict[str, Node] = {}
-        scenario, fold = setup.cells[0]
-        # Extracts the features of the whole corpus, which others would only wait for, and does little else.
-        self._first = self.evaluated("random", scenario, fold)
 
     @property
     def nodes(self) -> list[Node]:
@@ -328,11 +350,11 @@ class Plan:
         name = f"{scenario}/fold{fold}/{system}{of_k}"
         if name in self._nodes:
             return name
-        family = MULTI_FEW if system == "multi_few" else SSL_E
+        family = MULTI_FEW if system == "multi_few" else family_of(SSL_E, BASELINES_RECIPE)
         config = self.setup.config(family, scenario, fold, {"system": system}, shots)
         if system == "random":
-            return self._add(self.setup.run(name, "evaluate", config))
-        training = self._trained(family, scenario, fold)
+            return self._add(self.setup.run(name, "evaluate", config), after=self._first(BASELINES_RECIPE))
+        training = self._trained(family, scenario, fold, BASELINES_RECIPE)
         return self._add(self.setup.run(name, "evaluate", config, self._best(training)), training)
 
     def meta_perser(
@@ -355,41 +377,65 @@ class Plan:
         Returns:
             The name of the evaluation.
         """
-        family = f"{META_PERSER}-{variant.name}" if variant.name else META_PERSER
+        family = family_of(META_PERSER, variant.recipe)
+        own = f"{scenario}/fold{fold}/{family}" + (f"-{variant.name}" if variant.name else "")
         of_k = "" if shots in (None, self.setup.shots) else f"-k{shots}"
-        name = f"{scenario}/fold{fold}/{family}{of_k}"
+        name = f"{own}{of_k}"
         if name in self._nodes:
             return name
         options = {}
         for inner_lr in inner_lrs:
             change = {**dict(variant.change), "meta.inner_lr": inner_lr, "init_from": None}
-            training = f"{scenario}/fold{fold}/{family}-lr{inner_lr:g}"
+            training = f"{own}-lr{inner_lr:g}"
             if training not in self._nodes:
-                start = self._trained(SSL_E, scenario, fold) if variant.from_ssl else None
-                init = {"init_from": str(self._best(start))} if start else {}
-                config = self.setup.config(META_PERSER, scenario, fold, change | init)
-                self._add(self.setup.run(training, "train", config), *([start] if start else []))
-            config = self.setup.config(META_PERSER, scenario, fold, change, shots)
-            options[training] = self.setup.run(name, "evaluate", config, self._best(training))
+                self._meta_train(training, scenario, fold, variant, change)
+            config = self.setup.config(family, scenario, fold, change, shots)
+            # A folder for each rate: another experiment here may choose from other rates, and choose another.
+            folder = f"{training}-test{of_k}"
+            options[training] = self.setup.run(name, "evaluate", config, self._best(training), folder)
         if len(options) == 1:
             ((training, run),) = options.items()
             return self._add(run, training)
         folders = {training: self.setup.folder(training) for training in options}
-        metric = read_settings(self.setup.config(META_PERSER, scenario, fold)["downstream_expert"]).select_by
+        metric = read_settings(self.setup.config(family, scenario, fold)["downstream_expert"]).select_by
         self._nodes[name] = Node(name, Choice(options, folders, metric), needs=tuple(options))
         return name
 
-    def _trained(self, family: str, scenario: Scenario, fold: int) -> str:
+    def _meta_train(
+        self, name: str, scenario: Scenario, fold: int, variant: Variant, change: Mapping[str, Any]
+    ) -> None:
+        family = family_of(META_PERSER, variant.recipe)
+        if not variant.from_ssl:
+            run = self.setup.run(name, "train", self.setup.config(family, scenario, fold, change))
+            self._add(run, after=self._first(variant.recipe))
+            return
+        start = self._trained(family_of(SSL_E, variant.recipe), scenario, fold, variant.recipe)
+        config = self.setup.config(family, scenario, fold, {**change, "init_from": str(self._best(start))})
+        self._add(self.setup.run(name, "train", config), start)
+
+    def _trained(self, family: str, scenario: Scenario, fold: int, recipe: Recipe) -> str:
         name = f"{scenario}/fold{fold}/{family}"
         name += "-train" if family == MULTI_FEW else ""
         if name not in self._nodes:
-            self._add(self.setup.run(name, "train", self.setup.config(family, scenario, fold)))
+            run = self.setup.run(name, "train", self.setup.config(family, scenario, fold))
+            self._add(run, after=self._first(recipe))
+        return name
+
+    def _first(self, recipe: Recipe) -> str:
+        """Give the run that extracts a recipe's features of the whole corpus, and does little else."""
+        scenario, fold = self.setup.cells[0]
+        family = family_of(SSL_E, recipe)
+        name = f"{scenario}/fold{fold}/random" + ("" if recipe == BASELINES_RECIPE else f"-{recipe}")
+        if name not in self._nodes:
+            config = self.setup.config(family, scenario, fold, {"system": "random"})
+            self._add(self.setup.run(name, "evaluate", config))
         return name
 
     def _best(self, training: str) -> Path:
         return self.setup.folder(training) / BEST
 
-    def _add(self, run: Run, *needs: str) -> str:
-        after = () if needs or not self._nodes else (self._first,)
-        self._nodes[run.name] = Node(run.name, run, needs, after)
+    def _add(self, run: Run, *needs: str, after: str | None = None) -> str:
+        # The first run of all is asked for by the name under which it would be added again.
+        if run.name not in self._nodes:
+            self._nodes[run.name] = Node(run.name, run, needs, (after,) if after else ())
         return run.name

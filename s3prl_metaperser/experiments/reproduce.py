@@ -16,10 +16,12 @@ from s3prl_metaperser.errors import MetaPerSERError, exit_with
 from s3prl_metaperser.experiments.commands import (
     HelpFormatter,
     add_figure_shots,
+    add_recipes,
     add_run_arguments,
     add_shots,
     make_setup,
     run_all,
+    unique,
 )
 
 INTERRUPTED = 130
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--name", default="IEMOCAP", help="what to call the corpus")
     add_shots(parser, "table1")
     add_figure_shots(parser, "--figure-shots")
+    add_recipes(parser)
     add_run_arguments(parser)
     return parser
 
@@ -70,9 +73,9 @@ def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
     return run_all(
         args,
         [
-            lambda: table1(setup, args.inner_lr),
+            lambda: table1(setup, args.inner_lr, unique(args.recipe)),
             lambda: table2(setup, args.inner_lr),
-            lambda: figure2(setup, args.inner_lr, args.figure_shots),
+            lambda: figure2(setup, args.inner_lr, unique(args.recipe), unique(args.figure_shots)),
         ],
     )
 

@@ -17,7 +17,7 @@ from s3prl_metaperser.experiments.plan import Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.significance import compare, write_comparison
 from s3prl_metaperser.experiments.tables import summarise, write_tables
-from s3prl_metaperser.settings import SystemName
+from s3prl_metaperser.settings import Recipe, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES, coinciding_systems
 
 BASELINES: tuple[SystemName, ...] = (*("random", "linear_few", "entire_few", "entire_zero", "multi_few", "entire_sim"),)
@@ -27,25 +27,43 @@ REFERENCE = DISPLAY_NAMES["reference"]
 COMPARISON = "table1-comparison"
 
 
-def table1(setup: Setup, inner_lrs: Sequence[float]) -> Experiment:
+def row_name(recipe: Recipe, recipes: Sequence[Recipe]) -> str:
+    """Name Meta-PerSER's row: the first recipe's has no addition, another's is told by it.
+
+    >>> row_name("paper", ["best", "paper"])
+    'Meta-PerSER (paper)'
+    """
+    return OURS if recipe == recipes[0] else f"{OURS} ({recipe})"
+
+
+def table1(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe]) -> Experiment:
     """Plan the experiment.
 
     Args:
         setup: of its runs.
         inner_lrs: inner rates of Meta-PerSER to choose from on dev.
+        recipes: of Meta-PerSER, a row each; the first is the one that the other systems are compared with.
     """
     plan = Plan(setup)
     rows = []
     for scenario, fold in setup.cells:
         for system in BASELINES:
             rows.append(Row(DISPLAY_NAMES[system], scenario, fold, plan.evaluated(system, scenario, fold)))
-        rows.append(Row(OURS, scenario, fold, plan.meta_perser(scenario, fold, Variant(""), inner_lrs)))
+        for recipe in reversed(recipes):
+            node = plan.meta_perser(scenario, fold, Variant(recipe), inner_lrs)
+            rows.append(Row(row_name(recipe, recipes), scenario, fold, node))
         rows.append(Row(REFERENCE, scenario, fold, plan.evaluated("reference", scenario, fold)))
-    notes = tuple(
-        f"{DISPLAY_NAMES[one]} coincides with {DISPLAY_NAMES[other]} here: the upstream is frozen."
-        for one, other in coinciding_systems(setup.scope).items()
+    notes = (
+        f"{OURS} is of recipe {recipes[0]}; the other systems are the paper's.",
+        *(
+            f"{DISPLAY_NAMES[one]} coincides with {DISPLAY_NAMES[other]} here: the upstream is frozen."
+            for one, other in coinciding_systems(setup.scope).items()
+        ),
     )
-    arguments = ["--shots", str(setup.shots), "--inner-lr", *(f"{lr:g}" for lr in inner_lrs)]
+    arguments = [
+        *("--shots", str(setup.shots), "--recipe", *recipes),
+        *("--inner-lr", *(f"{lr:g}" for lr in inner_lrs)),
+    ]
     return Experiment("table1", setup, plan.nodes, rows, arguments, notes)
 
 

@@ -39,13 +39,17 @@ MARKS: Mapping[str, Mapping[str, str]] = {
 
 
 def variant(parts: Sequence[str]) -> Variant:
-    """Give the settings of a combination; what is part of it is as the config has it, but for ``query``."""
-    change: list[tuple[str, Any]] = [("meta.query", "combined" if "CSMT" in parts else "disjoint")]
+    """Give the settings of a combination; what is part of it is as the paper's recipe has it."""
+    if tuple(parts) == PARTS:
+        return Variant("paper")
+    change: list[tuple[str, Any]] = []
+    if "CSMT" not in parts:
+        change.append(("meta.query", "disjoint"))
     if "DA" not in parts:
         change.append(("meta.annealing", None))
     if "LSLR" not in parts:
         change.append(("meta.lslr", False))
-    return Variant(row_name(parts).lower(), tuple(change), from_ssl="INI" in parts)
+    return Variant("paper", row_name(parts).lower(), tuple(change), from_ssl="INI" in parts)
 
 
 def table2(setup: Setup, inner_lrs: Sequence[float]) -> Experiment:
