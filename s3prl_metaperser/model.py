@@ -23,7 +23,7 @@ VARIANCE_FLOOR = 1e-10
 
 
 def statistics_rows(layers: int, pooling: Pooling) -> int:
-    """Count the rows S of an utterance's statistics: L means, and by the pooling L deviations or L(L+1)/2 covariances."""
+    """Count the rows S of an utterance: L means, and by the pooling L deviations or L(L+1)/2 covariances."""
     match pooling:
         case "mean":
             return layers
