@@ -76,6 +76,7 @@ def smooth_f1_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     right = (decided * (targets > 0)).sum(dim=1)
     said, wanted = decided.sum(dim=1), ticked.sum(dim=1)
     micro = 2 * right.sum(dim=-1) / (said + wanted).sum(dim=-1)
+    # Chosen before dividing: where nobody ticks and nothing decides, 0/0 would spoil the gradient.
     present = wanted.sum(dim=0) > 0
-    macro = 2 * right.sum(dim=0) / (said + wanted).sum(dim=0)
-    return 1 - (micro.mean() + macro[present].mean()) / 2
+    macro = 2 * right.sum(dim=0)[present] / (said + wanted).sum(dim=0)[present]
+    return 1 - (micro.mean() + macro.mean()) / 2
