@@ -64,8 +64,8 @@ def run_demo(out: Path, seed: int) -> int:
         threads=1,
         # The widest search of all is the reference's; here it would take a third of the time.
         overrides=(
-            Override("ssl_e_paper", "downstream_expert.reference.lr", 0.1),
-            Override("ssl_e_paper", "downstream_expert.reference.steps", [50, 150]),
+            Override("ssl_e", "downstream_expert.reference.lr", 0.1),
+            Override("ssl_e", "downstream_expert.reference.steps", [50, 150]),
         ),
     )
     experiment = table1(setup, inner_lrs=[0.1], recipes=["best"])

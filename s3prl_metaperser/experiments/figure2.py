@@ -14,9 +14,9 @@ import pandas as pd
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.experiment import Experiment, Record, Row
 from s3prl_metaperser.experiments.figures import shots_figure, write_figure
-from s3prl_metaperser.experiments.plan import Plan, Setup, Variant
+from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
-from s3prl_metaperser.experiments.table1 import row_name
+from s3prl_metaperser.experiments.table1 import few_name, fine_tuned, row_name
 from s3prl_metaperser.experiments.tables import write_tables
 from s3prl_metaperser.settings import Recipe, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES
@@ -51,11 +51,16 @@ def figure2(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe],
         for k in able[scenario]:
             few = plan.evaluated("entire_few", scenario, fold, k)
             rows.append(Row(DISPLAY_NAMES["entire_few"], scenario, fold, few, k))
+            for recipe in fine_tuned(recipes):
+                node = plan.evaluated("entire_few", scenario, fold, k, recipe)
+                rows.append(Row(few_name(recipe), scenario, fold, node, k))
             for recipe in reversed(recipes):
                 node = plan.meta_perser(scenario, fold, Variant(recipe), inner_lrs, k)
                 rows.append(Row(row_name(recipe, recipes), scenario, fold, node, k))
             for system in FLAT:
-                rows.append(Row(DISPLAY_NAMES[system], scenario, fold, plan.evaluated(system, scenario, fold), k))
+                recipe = recipes[0] if DISPLAY_NAMES[system] == REFERENCE else BASELINES_RECIPE
+                node = plan.evaluated(system, scenario, fold, recipe=recipe)
+                rows.append(Row(DISPLAY_NAMES[system], scenario, fold, node, k))
     notes = tuple(
         f"{scenario}: K = {', '.join(str(k) for k in shots if k not in able[scenario])} is left out, since a dev or "
         f"test annotator has too few labels for it and {setup.queries} queries."

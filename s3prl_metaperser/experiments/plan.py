@@ -334,7 +334,14 @@ class Plan:
         """All runs, each after those it waits for."""
         return list(self._nodes.values())
 
-    def evaluated(self, system: SystemName, scenario: Scenario, fold: int, shots: int | None = None) -> str:
+    def evaluated(
+        self,
+        system: SystemName,
+        scenario: Scenario,
+        fold: int,
+        shots: int | None = None,
+        recipe: Recipe = BASELINES_RECIPE,
+    ) -> str:
         """Evaluate a system on the test annotators' episodes.
 
         Args:
@@ -342,19 +349,21 @@ class Plan:
             scenario: of the run.
             fold: of the run.
             shots: K, where it is not the setup's.
+            recipe: of the SSL-E that it uses.
 
         Returns:
             The name of the run.
         """
         of_k = "" if shots in (None, self.setup.shots) else f"-k{shots}"
-        name = f"{scenario}/fold{fold}/{system}{of_k}"
+        own = system if recipe == BASELINES_RECIPE else f"{system}-{recipe}"
+        name = f"{scenario}/fold{fold}/{own}{of_k}"
         if name in self._nodes:
             return name
-        family = MULTI_FEW if system == "multi_few" else family_of(SSL_E, BASELINES_RECIPE)
+        family = MULTI_FEW if system == "multi_few" else family_of(SSL_E, recipe)
         config = self.setup.config(family, scenario, fold, {"system": system}, shots)
         if system == "random":
-            return self._add(self.setup.run(name, "evaluate", config), after=self._first(BASELINES_RECIPE))
-        training = self._trained(family, scenario, fold, BASELINES_RECIPE)
+            return self._add(self.setup.run(name, "evaluate", config), after=self._first(recipe))
+        training = self._trained(family, scenario, fold, recipe)
         return self._add(self.setup.run(name, "evaluate", config, self._best(training)), training)
 
     def meta_perser(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from s3prl_metaperser.experiments.experiment import Experiment, Record, Row
 from s3prl_metaperser.experiments.figures import systems_figure, write_figure
-from s3prl_metaperser.experiments.plan import Plan, Setup, Variant
+from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.significance import compare, write_comparison
 from s3prl_metaperser.experiments.tables import summarise, write_tables
@@ -23,6 +23,7 @@ from s3prl_metaperser.systems import DISPLAY_NAMES, coinciding_systems
 BASELINES: tuple[SystemName, ...] = (*("random", "linear_few", "entire_few", "entire_zero", "multi_few", "entire_sim"),)
 """In the paper's order; Meta-PerSER comes after them."""
 OURS = DISPLAY_NAMES["meta_perser"]
+FEW = DISPLAY_NAMES["entire_few"]
 REFERENCE = DISPLAY_NAMES["reference"]
 COMPARISON = "table1-comparison"
 
@@ -34,6 +35,16 @@ def row_name(recipe: Recipe, recipes: Sequence[Recipe]) -> str:
     'Meta-PerSER (paper)'
     """
     return OURS if recipe == recipes[0] else f"{OURS} ({recipe})"
+
+
+def few_name(recipe: Recipe) -> str:
+    """Name the row of the fine-tuned model of a recipe other than the paper's."""
+    return f"{FEW} ({recipe})"
+
+
+def fine_tuned(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Give the recipes whose models are fine-tuned too, beside the paper's; else body and meta-training are one."""
+    return [recipe for recipe in recipes if recipe != BASELINES_RECIPE]
 
 
 def table1(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe]) -> Experiment:
@@ -49,12 +60,21 @@ def table1(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe]) 
     for scenario, fold in setup.cells:
         for system in BASELINES:
             rows.append(Row(DISPLAY_NAMES[system], scenario, fold, plan.evaluated(system, scenario, fold)))
+        for recipe in fine_tuned(recipes):
+            node = plan.evaluated("entire_few", scenario, fold, recipe=recipe)
+            rows.append(Row(few_name(recipe), scenario, fold, node))
         for recipe in reversed(recipes):
             node = plan.meta_perser(scenario, fold, Variant(recipe), inner_lrs)
             rows.append(Row(row_name(recipe, recipes), scenario, fold, node))
-        rows.append(Row(REFERENCE, scenario, fold, plan.evaluated("reference", scenario, fold)))
+        node = plan.evaluated("reference", scenario, fold, recipe=recipes[0])
+        rows.append(Row(REFERENCE, scenario, fold, node))
     notes = (
-        f"{OURS} is of recipe {recipes[0]}; the other systems are the paper's.",
+        f"{OURS} and the reference are of recipe {recipes[0]}; systems without a name in brackets are the paper's.",
+        *(
+            f"{few_name(recipe)} fine-tunes the whole model of recipe {recipe}, without meta-training: what sets it "
+            f"apart from {FEW} is the model, and from {OURS} the meta-training."
+            for recipe in fine_tuned(recipes)
+        ),
         *(
             f"{DISPLAY_NAMES[one]} coincides with {DISPLAY_NAMES[other]} here: the upstream is frozen."
             for one, other in coinciding_systems(setup.scope).items()
