@@ -20,6 +20,7 @@ def arguments(corpus_folder: Path, folder: Path, system="meta_perser", recipe="p
     config = yaml.safe_load(configs.find(name).read_text())
     own = config["downstream_expert"]
     own |= {"corpus": str(corpus_folder), "feature_cache": str(folder / "cache"), "init_from": None, "system": system}
+    own["recipe"] = recipe
     own["data"]["min_annotations"] = 4
     own["episodes"] |= {"shots": 4, "queries": 8, "number": 2}
     for key, value in expert.items():
