@@ -16,6 +16,7 @@ import torch
 from runner_stand_in import arguments, saved
 from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
+from s3prl.upstream.wavlm.hubconf import wavlm_local
 from test_runner import LAUNCHER, STOCK, Workshop, downstream_state, same_weights
 
 from s3prl_metaperser.corpus.manifest import load_corpus
@@ -184,6 +185,41 @@ def test_dropout_is_drawn_by_the_position_in_training_alone(tmp_path, small_corp
     assert loss(3, drawn=1) != loss(4, drawn=1)
     expert.eval()
     assert loss(3, drawn=1) == loss(4, drawn=1), "and dropout is all that the position decides here"
+
+
+def test_several_layers_are_standardised_row_by_row_and_come_back(tmp_path, small_corpus, small_wavlm):
+    """Three hidden states of a WavLM: three rows of means and three of deviations."""
+    upstream = wavlm_local(ckpt=str(small_wavlm)).eval()
+    given = arguments(small_corpus, tmp_path, recipe="best", meta={"annealing": None})
+    given |= {"upstream": "wavlm_local", "upstream_ckpt": str(small_wavlm), "upstream_dim": 32}
+
+    def bound(**change):
+        expert = DownstreamExpert(**given | change)
+        featurizer = Featurizer(upstream, upstream_device="cpu")
+        expert.bind(upstream, featurizer)
+        return expert, featurizer
+
+    def predictions(expert):
+        records = defaultdict(list)
+        ((_, episodes),) = expert.get_dataloader("test")
+        expert("test", [], episodes, records=records)
+        return np.stack([episode.probabilities for episode in records["episodes"]])
+
+    expert, featurizer = bound()
+    _, episodes = next(iter(expert.get_dataloader("train")))
+    expert("train", [], episodes, records=defaultdict(list)).backward()
+    assert featurizer.weights.grad.abs().min() > 0, "the weighted sum is meta-learned, though it does not adapt"
+    assert expert.learner.rates.rates.shape == (5, 1)
+
+    training = expert.run.features.gather(expert.run.split.aggregated.utterances)
+    assert training.shape[1:] == (6, 32)
+    torch.testing.assert_close(training.mean(0), torch.zeros(6, 32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(training.std(0, correction=0), torch.ones(6, 32), atol=1e-4, rtol=0)
+
+    again, _ = bound(mode="evaluate", init_ckpt="of the expert above")
+    again.load_state_dict(expert.state_dict())
+    assert torch.equal(again.run.features.gather(expert.run.split.aggregated.utterances), training)
+    assert np.array_equal(predictions(again), predictions(expert))
 
 
 # Under the stock runner
