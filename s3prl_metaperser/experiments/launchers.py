@@ -187,6 +187,8 @@ class _Forked(Launched):
 
 def _run(arguments: Sequence[str], log: Path, environment: Mapping[str, str], threads: int) -> None:
     """Be the process that ``python -m s3prl_metaperser.run_downstream ARGUMENTS`` would be; runs in the fork."""
+    # By an exception, so that semaphores are given back and nobody warns of them.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _end_with_parent()
     _redirect(log)
     os.environ.clear()
