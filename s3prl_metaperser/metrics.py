@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import f1_score, hamming_loss
 
 METRICS = ("maF1", "miF1", "UA")
 
@@ -38,7 +37,7 @@ def decide(probabilities: np.ndarray) -> np.ndarray:
 
 
 def score(probabilities: np.ndarray, targets: np.ndarray) -> Scores:
-    """Compare decisions with the emotions a listener ticked.
+    """Compare decisions with the emotions a listener ticked; the same as scikit-learn's scores, ``zero_division=0``.
 
     Args:
         probabilities: (queries, classes), rows sum to one.
@@ -47,10 +46,13 @@ def score(probabilities: np.ndarray, targets: np.ndarray) -> Scores:
     Returns:
         The scores in percent.
     """
-    decided = decide(probabilities).astype(int)
-    ticked = (targets > 0).astype(int)
+    # Tuning on dev scores thousands of episodes, and scikit-learn's checks of its input take fifty times the counting.
+    decided, ticked = decide(probabilities), targets > 0
+    right, wrong = (decided & ticked).sum(axis=0), (decided ^ ticked).sum(axis=0)
+    per_class = 2 * right / np.maximum(2 * right + wrong, 1)
+    pooled = 2 * right.sum() / max(2 * right.sum() + wrong.sum(), 1)
     return Scores(
-        maF1=100 * float(f1_score(ticked, decided, average="macro", zero_division=0)),
-        miF1=100 * float(f1_score(ticked, decided, average="micro", zero_division=0)),
-        UA=100 * (1 - float(hamming_loss(ticked, decided))),
+        maF1=100 * float(per_class.mean()),
+        miF1=100 * float(pooled),
+        UA=100 * (1 - float(wrong.sum()) / targets.size),
     )

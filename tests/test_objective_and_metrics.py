@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score, hamming_loss
 
 from s3prl_metaperser.metrics import decide, score
 from s3prl_metaperser.objective import class_balanced_weights, example_losses
@@ -52,6 +53,19 @@ def test_a_class_that_nobody_names_or_ticks_counts_zero():
     probabilities[0, 0] = targets[0, 0] = 1
     scores = score(probabilities, targets)
     assert (scores.maF1, scores.miF1, scores.UA) == pytest.approx((100 / 9, 100.0, 100.0))
+
+
+def test_scores_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        probabilities = rng.dirichlet(np.full(9, 0.5), 64)
+        targets = rng.dirichlet(np.full(9, 0.2), 64) * (rng.random((64, 9)) > 0.7)
+        targets[:, : rng.integers(3)] = 0
+        ticked, decided = (targets > 0).astype(int), decide(probabilities).astype(int)
+        scores = score(probabilities, targets)
+        assert scores.maF1 == pytest.approx(100 * f1_score(ticked, decided, average="macro", zero_division=0))
+        assert scores.miF1 == pytest.approx(100 * f1_score(ticked, decided, average="micro", zero_division=0))
+        assert pytest.approx(100 * (1 - hamming_loss(ticked, decided))) == scores.UA
 
 
 def test_random_scores_as_in_table_1():
