@@ -92,8 +92,8 @@ class Workshop:
 def fbank(tmp_path_factory, small_corpus):
     """SSL-E and Meta-PerSER, trained by the stock runner on fbank_no_cmvn."""
     shop = Workshop(tmp_path_factory.mktemp("fbank"), small_corpus, ["-u", "fbank_no_cmvn"])
-    shop.first = shop.train("ssl", shop.config("ssl_e"))
-    shop.meta_config = shop.config("meta_perser", init_from=str(shop.root / "ssl/dev-best.ckpt"))
+    shop.first = shop.train("ssl", shop.config("ssl_e_paper"))
+    shop.meta_config = shop.config("meta_perser_paper", init_from=str(shop.root / "ssl/dev-best.ckpt"))
     shop.meta = shop.train("meta", shop.meta_config)
     return shop
 
@@ -180,7 +180,7 @@ def test_systems_in_one_folder_add_up(fbank):
 def test_killed_training_resumes_to_the_same_bits(fbank):
     """SIGKILL in the middle, -e in the same folder: the same weights as an uninterrupted run."""
     long = {"total_steps": 120, "eval_step": 40, "save_step": 10}
-    config = fbank.config("meta_perser", long, init_from=str(fbank.root / "ssl/dev-best.ckpt"))
+    config = fbank.config("meta_perser_paper", long, init_from=str(fbank.root / "ssl/dev-best.ckpt"))
     whole, killed = fbank.root / "whole", fbank.root / "killed"
     fbank.train("whole", config)
     command = [*STOCK, "-m", "train", "-d", "metaperser", "--device", "cpu", *fbank.upstream]
@@ -209,7 +209,7 @@ def test_killed_training_resumes_to_the_same_bits(fbank):
 
 def test_same_seed_same_bits_and_cache_makes_no_difference(fbank):
     """Cold cache, warm cache, no cache: the same losses (to 1e-5 without cache), and warm means silent clips only."""
-    config = fbank.config("meta_perser", init_from=str(fbank.root / "ssl/dev-best.ckpt"))
+    config = fbank.config("meta_perser_paper", init_from=str(fbank.root / "ssl/dev-best.ckpt"))
     counting = [sys.executable, "-c", COUNTING]
     again = fbank.train("again-meta", config, program=counting)
     assert same_weights(fbank.root / "meta/states-6.ckpt", fbank.root / "again-meta/states-6.ckpt")
@@ -218,7 +218,8 @@ def test_same_seed_same_bits_and_cache_makes_no_difference(fbank):
     assert forwards == ["16000"] + ["8000"] * (6 + 2 * 2)
 
     fbank.train(
-        "no-cache", fbank.config("meta_perser", init_from=str(fbank.root / "ssl/dev-best.ckpt"), feature_cache="off")
+        "no-cache",
+        fbank.config("meta_perser_paper", init_from=str(fbank.root / "ssl/dev-best.ckpt"), feature_cache="off"),
     )
     cached, uncached = scalars(fbank.root / "meta"), scalars(fbank.root / "no-cache")
     for tag in ("metaperser/train-query_loss", "metaperser/train-support_loss/step4", "metaperser/test-UA"):
@@ -227,7 +228,7 @@ def test_same_seed_same_bits_and_cache_makes_no_difference(fbank):
 
 def test_a_misspelt_key_stops_the_launcher_before_anything_is_written(fbank):
     done = fbank.train(
-        "never", fbank.config("meta_perser", init_from=None, scpoe="head"), program=LAUNCHER, check=False
+        "never", fbank.config("meta_perser_paper", init_from=None, scpoe="head"), program=LAUNCHER, check=False
     )
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "rror" in line] == [
@@ -260,7 +261,7 @@ def test_linear_few_leaves_the_upstream_as_it_is(tmp_path, small_corpus, small_w
     """Bit by bit, from before the first forward to the end of training, and of adaptation."""
     shop = Workshop(tmp_path, small_corpus, ["-u", "wavlm_local", "-k", str(small_wavlm)])
     program = [sys.executable, "-c", FINGERPRINTING]
-    trained = shop.train("linear", shop.config("ssl_e", system="linear_few"), program=[*program, STOCK[-1]])
+    trained = shop.train("linear", shop.config("ssl_e_paper", system="linear_few"), program=[*program, STOCK[-1]])
     best = tmp_path / "linear/dev-best.ckpt"
     adapted = shop.run("-m", "evaluate", "-e", best, program=[*program, LAUNCHER[-1]])
     digests = re.findall(r"UPSTREAM (\d+) (\w+)", trained.stderr + adapted.stderr)
@@ -277,9 +278,9 @@ def test_wavlm_trains_evaluates_and_resumes(tmp_path, small_corpus, small_wavlm,
     """Several layers: the featurizer's weighted sum adapts, is meta-learned and is saved by the runner."""
     shop = Workshop(tmp_path, small_corpus, ["-u", "wavlm_local", "-k", str(small_wavlm)])
     model = {"pooling": pooling}
-    shop.train("ssl", shop.config("ssl_e", model=model, scenario="unseen"))
+    shop.train("ssl", shop.config("ssl_e_paper", model=model, scenario="unseen"))
     best = tmp_path / "ssl/dev-best.ckpt"
-    shop.train("meta", shop.config("meta_perser", model=model, scenario="unseen", init_from=str(best)))
+    shop.train("meta", shop.config("meta_perser_paper", model=model, scenario="unseen", init_from=str(best)))
     start, end = downstream_state(best), downstream_state(tmp_path / "meta/states-6.ckpt")
     assert end["learner.rates.rates"].shape == (5, 5)
     assert not torch.equal(start["featurizer.weights"], end["featurizer.weights"])
@@ -289,7 +290,9 @@ def test_wavlm_trains_evaluates_and_resumes(tmp_path, small_corpus, small_wavlm,
     resumed = shop.run("-m", "train", "-e", tmp_path / "meta", "-o", "config.runner.total_steps=8", program=LAUNCHER)
     assert (tmp_path / "meta/states-8.ckpt").exists(), resumed.stderr[-2000:]
 
-    no_cache = shop.config("meta_perser", model=model, scenario="unseen", init_from=str(best), feature_cache="off")
+    no_cache = shop.config(
+        "meta_perser_paper", model=model, scenario="unseen", init_from=str(best), feature_cache="off"
+    )
     shop.train("no-cache", no_cache)
     cached, uncached = scalars(tmp_path / "meta"), scalars(tmp_path / "no-cache")
     tag = "metaperser/train-query_loss"
