@@ -22,12 +22,6 @@ CONDITION = ["upstream", "scope", "shots", "queries"]
 _CONDITION_TITLES = {"upstream": "{}", "scope": "scope {}", "shots": "K = {}", "queries": "Q = {}"}
 
 
-def read_results(folders: Sequence[Path]) -> pd.DataFrame:
-    """Read the ``results.csv`` of evaluation runs into one frame, in the order given."""
-    frames = [pd.read_csv(folder / "results.csv", dtype={"test_annotator": str}) for folder in folders]
-    return pd.concat(frames, ignore_index=True)
-
-
 def summarise(results: pd.DataFrame, by: Sequence[str] = ("scenario", "system")) -> pd.DataFrame:
     """Give mean and standard deviation over episodes.
 
@@ -145,10 +139,3 @@ def _condition(summary: pd.DataFrame, key: tuple[object, ...]) -> str:
     return ", ".join(
         _CONDITION_TITLES[column].format(value) for column, value in named if summary[column].nunique() > 1
     )
-
-
-def write_table(results: pd.DataFrame, out: Path, results_name: str, table_name: str) -> None:
-    """Write rows as ``RESULTS_NAME.csv`` and their table as ``TABLE_NAME.md``, ``.tex`` and ``.csv``."""
-    with replacing(out / f"{results_name}.csv") as temporary:
-        results.to_csv(temporary, index=False, lineterminator="\n")
-    write_tables(results, out, table_name)
