@@ -56,7 +56,7 @@ def test_the_best_is_bold_the_reference_apart_and_what_is_missing_a_dash(tmp_pat
         ["Few", "12.0 ± 2.0", "22.0 ± 2.0", "62.0 ± 2.0", "**9.0 ± 0.0**", "**19.0 ± 0.0**", "**59.0 ± 0.0**"],
         ["Broken", *"––––––"],
         ["Meta-PerSER", "**30.0 ± 0.0**", "**40.0 ± 0.0**", "**80.0 ± 0.0**", *"–––"],
-        ["*All labels (reference)*", *(f"*{v}.0 ± 0.0*" for v in (90, 100, 140, 90, 100, 140))],
+        ["*All labels*", *(f"*{v}.0 ± 0.0*" for v in (90, 100, 140, 90, 100, 140))],
     ]
     assert text.endswith("\nA note.\n")
     numbers = pd.read_csv(tmp_path / "t.csv")
@@ -99,7 +99,7 @@ def test_latex_has_booktabs_check_marks_and_nothing_unescaped(tmp_path):
         r"50\% of A\_B & \checkmark{} &  & \textbf{10.0 $\pm$ 0.0} & \textbf{20.0 $\pm$ 0.0} & "
         r"\textbf{60.0 $\pm$ 0.0} \\"
     ) in lines
-    reference = next(place for place, line in enumerate(lines) if line.startswith(r"\textit{{[}Top] (reference)}"))
+    reference = next(place for place, line in enumerate(lines) if line.startswith(r"\textit{{[}Top]}"))
     assert lines[reference - 1] == r"\midrule"
     assert r"\textbf" not in lines[reference]
     assert lines[-2].endswith(
@@ -238,7 +238,7 @@ def test_the_figure_of_shots_shows_means_bands_and_exactly_the_shots_there_are()
         assert "(%)" in axes.get_ylabel()
         line, reference = axes.get_lines()
         assert line.get_ydata().tolist() == [above + 3 + k for k in (2, 8, 64)]
-        assert (reference.get_linestyle(), reference.get_label()) == ("--", "All labels (reference)")
+        assert (reference.get_linestyle(), reference.get_label()) == ("--", "All labels")
         # Fold means are 1, 2, 3 above K plus 1; with three folds the extreme draws have 1/27 each.
         corners = {tuple(point) for point in axes.collections[0].get_paths()[0].vertices}
         assert {(8, above + 8 + 2), (8, above + 8 + 4)} <= corners
@@ -260,7 +260,7 @@ def test_a_figure_is_written_as_the_same_bytes_each_time(tmp_path):
     assert written[0] == written[1]
     assert written[0][0].startswith(b"\x89PNG")
     assert b"<svg" in written[0][1]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["A", "B", "All labels\n(reference)"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["A", "B", "All labels"]
 
 
 # The report

@@ -33,7 +33,6 @@ def systems_figure(summary: pd.DataFrame, title: str, reference: Sequence[str] =
     systems = sorted(dict.fromkeys(summary["system"]), key=lambda system: system in reference)
     contenders = [system for system in systems if system not in reference]
     scenarios = list(dict.fromkeys(summary["scenario"]))
-    names = [f"{system}\n(reference)" if system in reference else system for system in systems]
     figure = Figure(figsize=(8, 1.5 + 0.36 * len(systems)), layout="constrained")
     figure.suptitle(title, fontsize=11)
     panels = figure.subplots(1, len(METRICS), sharey=True)
@@ -56,7 +55,7 @@ def systems_figure(summary: pd.DataFrame, title: str, reference: Sequence[str] =
         if 0 < len(contenders) < len(systems):
             axes.axhline(len(contenders) - 0.5, color=REFERENCE_COLOUR, linewidth=0.8)
         axes.set_xlabel(f"{metric} (%)")
-        axes.set_yticks(range(len(systems)), names)
+        axes.set_yticks(range(len(systems)), systems)
         axes.grid(axis="x", **GRID)
         axes.set_axisbelow(True)
     panels[0].set_ylim(len(systems) - 0.5, -0.5)
@@ -121,7 +120,7 @@ def _draw_system(
             markersize=4.5,
             linewidth=1.4,
             linestyle="--" if reference else "-",
-            label=f"{system} (reference)" if reference else system,
+            label=system,
         )
 
 

@@ -88,7 +88,7 @@ def write_tables(
         shown = tuple(
             Row(
                 (
-                    Cell(f"{system} (reference)" if system in reference else system),
+                    Cell(system),
                     *(Cell(marks.get(system, {}).get(column, "")) for column in extra),
                     *(
                         _cell(cells, best, system, scenario, metric, system in reference)
