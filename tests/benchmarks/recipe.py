@@ -162,7 +162,7 @@ class Cell:
         """Say which sessions training leaves out, as settings."""
         return {"test_sessions": [self.session]} if self.session else {}
 
-    def judged(self, corpus: Path, most_queries: int = MOST_QUERIES) -> tuple[list[Task], int]:
+    def judged(self, corpus: Path) -> tuple[list[Task], int]:
         """Give the dev annotators who labelled enough here, and the number of queries that they all have."""
         loaded, data = load_corpus(corpus), DataSettings(**self.data)
         if self.session:
@@ -172,7 +172,7 @@ class Cell:
         else:
             tasks = make_split(loaded, self.scenario, self.fold, data).dev
         able = [task for task in tasks if len(task) >= max(SHOTS) + FEWEST_QUERIES]
-        return able, min([most_queries, *(len(task) - max(SHOTS) for task in able)])
+        return able, min([MOST_QUERIES, *(len(task) - max(SHOTS) for task in able)])
 
 
 @cache
@@ -182,11 +182,15 @@ def upstream_and_featurizer(name: str) -> tuple[nn.Module, nn.Module]:
     quieten()
     from s3prl import hub
     from s3prl.upstream.interfaces import Featurizer
-    from whisper_upstream import WhisperEncoder
 
-    if name != WHISPER and not hasattr(hub, name):
+    if name == WHISPER:
+        from whisper_upstream import WhisperEncoder
+
+        upstream: nn.Module = WhisperEncoder()
+    elif hasattr(hub, name):
+        upstream = getattr(hub, name)()
+    else:
         raise MetaPerSERError(f"--upstream {name!r} is not in s3prl's hub; {suggest(name, dir(hub))}")
-    upstream = WhisperEncoder() if name == WHISPER else getattr(hub, name)()
     return upstream, Featurizer(upstream, upstream_device="cpu")
 
 
@@ -223,6 +227,7 @@ class Training:
         self.featurizer = copy.deepcopy(featurizer)
         torch.manual_seed(SEED)
         arguments = {"mode": "train", "seed": SEED, "upstream": upstream, **self.config}
+        # Nothing is reported into the folder: the runner would ask for that.
         self.run = Run(section, int(self.featurizer.output_dim), Path("unwritten"), arguments)
         if start is not None:
             self.run.load_initial_weights(start)
@@ -237,8 +242,6 @@ class Training:
         trained = [learner, self.featurizer]
         optimizer = get_optimizer(trained, runner["total_steps"], self.config["optimizer"])
         parameters = [parameter for module in trained for parameter in module.parameters()]
-        # Features are standardised as soon as they are asked for.
-        assert self.run.features is not None
         records: dict[str, list[Any]] = {name: [] for name in ("loss", "query_loss")}
         records |= {f"support_loss/step{step}": [] for step in range(self.run.settings.meta.inner_steps)}
         if 0 in self.steps:
@@ -311,7 +314,6 @@ def judge_cell(cell: Cell, corpus: Path, upstream: str, names: Sequence[str]) ->
     """
     torch.set_num_threads(1)
     judge = Judge(cell, corpus)
-
     ssl_steps, meta_steps = (
         {name: VARIANTS[name].steps(family, cell.scenario) for name in names} for family in ("ssl_e", "meta_perser")
     )
@@ -320,15 +322,13 @@ def judge_cell(cell: Cell, corpus: Path, upstream: str, names: Sequence[str]) ->
         ssl_e = Training("ssl_e", VARIANTS[group[0]], cell, corpus, upstream, lengths)
         for length in ssl_e.reached():
             here = [name for name in group if ssl_steps[name] == length]
+            meta_trained = [name for name in here if VARIANTS[name].system == "meta_perser"]
             for name in here:
-                system = VARIANTS[name].system
-                if system != "meta_perser":
-                    judge(
-                        name, make_system(replace(ssl_e.run.settings, system=system), SEED, ssl_e.run.split), ssl_e.run
-                    )
+                if name not in meta_trained:
+                    settings = replace(ssl_e.run.settings, system=VARIANTS[name].system)
+                    judge(name, make_system(settings, SEED, ssl_e.run.split), ssl_e.run)
             state = ssl_e.state()
-            adapting = [name for name in here if VARIANTS[name].system == "meta_perser"]
-            for alike in grouped(adapting, Variant.same_meta_training):
+            for alike in grouped(meta_trained, Variant.same_meta_training):
                 wanted = {meta_steps[name] for name in alike}
                 meta = Training("meta_perser", VARIANTS[alike[0]], cell, corpus, upstream, wanted, state)
                 for step in meta.reached():
