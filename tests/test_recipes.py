@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from collections import defaultdict
 
 import numpy as np
@@ -17,7 +13,7 @@ from runner_stand_in import arguments, saved
 from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 from s3prl.upstream.wavlm.hubconf import wavlm_local
-from test_runner import LAUNCHER, STOCK, Workshop, downstream_state, same_weights
+from test_runner import LAUNCHER, Workshop, downstream_state, same_weights
 
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.episodes import make_split
@@ -237,30 +233,9 @@ def shop(tmp_path_factory, small_corpus):
     return shop
 
 
-def killed_after_two_checkpoints(shop, folder, config):
-    command = [*STOCK, "-m", "train", "-d", "metaperser", "--device", "cpu", *shop.upstream]
-    process = subprocess.Popen(
-        [*command, "-c", str(config), "-p", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    while len(list(folder.glob("states-*.ckpt"))) < 2:  # the first is whole once the second is begun
-        assert process.poll() is None, "training ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    steps = sorted(int(path.stem.split("-")[1]) for path in folder.glob("states-*.ckpt"))
-    try:
-        downstream_state(folder / f"states-{steps[-1]}.ckpt")
-    except Exception:  # s3prl's writing is not atomic; the kill may have hit it
-        (folder / f"states-{steps[-1]}.ckpt").unlink()
-    return steps[0]
-
-
 def test_killed_ssl_e_with_dropout_resumes_to_the_same_bits(shop):
     killed = shop.root / "killed"
-    assert killed_after_two_checkpoints(shop, killed, shop.ssl_config) < LONG["total_steps"]
+    assert shop.train_until_killed("killed", shop.ssl_config) < LONG["total_steps"]
     shop.run("-m", "train", "-e", killed, program=LAUNCHER)
     for name in (f"states-{LONG['total_steps']}.ckpt", "dev-best.ckpt"):
         assert same_weights(shop.root / "ssl" / name, killed / name)

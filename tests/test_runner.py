@@ -82,6 +82,28 @@ class Workshop:
     def train(self, folder: str, config: Path, **kwargs):
         return self.run("-m", "train", *self.upstream, "-c", config, "-p", self.root / folder, **kwargs)
 
+    def train_until_killed(self, folder: str, config: Path) -> int:
+        """SIGKILL the stock runner once it has begun a second checkpoint; give the step of the first."""
+        place = self.root / folder
+        command = [*STOCK, "-m", "train", "-d", "metaperser", "--device", "cpu", *self.upstream]
+        process = subprocess.Popen(
+            [*command, "-c", str(config), "-p", str(place)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        while len(list(place.glob("states-*.ckpt"))) < 2:  # the first is whole once the second is begun
+            assert process.poll() is None, "training ended before it could be killed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        steps = sorted(int(path.stem.split("-")[1]) for path in place.glob("states-*.ckpt"))
+        try:
+            downstream_state(place / f"states-{steps[-1]}.ckpt")
+        except Exception:  # s3prl's writing is not atomic; the kill may have hit it
+            (place / f"states-{steps[-1]}.ckpt").unlink()
+        return steps[0]
+
     def evaluate(self, checkpoint: Path, folder: str, override: str = ""):
         options = ",,".join(filter(None, [f"args.expdir='{self.root / folder}'", override]))
         (self.root / folder).mkdir(exist_ok=True)
@@ -183,24 +205,7 @@ def test_killed_training_resumes_to_the_same_bits(fbank):
     config = fbank.config("meta_perser_paper", long, init_from=str(fbank.root / "ssl/dev-best.ckpt"))
     whole, killed = fbank.root / "whole", fbank.root / "killed"
     fbank.train("whole", config)
-    command = [*STOCK, "-m", "train", "-d", "metaperser", "--device", "cpu", *fbank.upstream]
-    process = subprocess.Popen(
-        [*command, "-c", str(config), "-p", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    while len(list(killed.glob("states-*.ckpt"))) < 2:  # the first is whole once the second is begun
-        assert process.poll() is None, "training ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    steps = sorted(int(path.stem.split("-")[1]) for path in killed.glob("states-*.ckpt"))
-    assert steps[0] < 120
-    try:
-        downstream_state(killed / f"states-{steps[-1]}.ckpt")
-    except Exception:  # s3prl's writing is not atomic; the kill may have hit it
-        (killed / f"states-{steps[-1]}.ckpt").unlink()
+    assert fbank.train_until_killed("killed", config) < 120
     fbank.run("-m", "train", "-e", killed, program=LAUNCHER)
     for name in ("states-120.ckpt", "dev-best.ckpt"):
         assert same_weights(whole / name, killed / name)
