@@ -12,6 +12,7 @@ import yaml
 
 from s3prl_metaperser import configs
 from s3prl_metaperser.cli import build_parser
+from s3prl_metaperser.experiments import reproduce
 from s3prl_metaperser.settings import read_settings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -60,6 +61,14 @@ def test_commands_elsewhere_in_the_readme_are_understood():
         parsed = build_parser().parse_args(arguments)
         if arguments[0] == "config" and parsed.name not in (None, "NAME"):
             configs.find(parsed.name)
+
+
+def test_the_command_for_those_with_a_licence_is_understood():
+    (command,) = [line for line in commands(section("What it gives")) if "reproduce" in line]
+    program, subcommand, *arguments = shlex.split(command)
+    assert (README.parent / program).exists()
+    assert f"{subcommand} IEMOCAP_ROOT" in (README.parent / program).read_text()
+    assert reproduce.build_parser().parse_args(arguments).upstream == "wavlm_base"
 
 
 @pytest.mark.parametrize("name", configs.available())
