@@ -1,4 +1,4 @@
-"""A small corpus in the manifest's own format, written by hand, and small upstreams with random weights."""
+"""A small corpus in the manifest's own format, written by hand, and a small upstream with random weights."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
+from small_upstreams import write_upstream
 
 SAMPLE_RATE = 16000
 EMOTIONS = ["frustrated", "angry", "sad", "disgust", "excited", "fear", "neutral", "surprise", "happy"]
@@ -56,22 +56,4 @@ def small_corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_wavlm(tmp_path_factory) -> Path:
     """A two-layer WavLM with random weights, in the format that ``wavlm_local`` reads."""
-    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
-
-    torch.manual_seed(0)
-    config = WavLMConfig(
-        {
-            "encoder_layers": 2,
-            "encoder_embed_dim": 32,
-            "encoder_ffn_embed_dim": 48,
-            "encoder_attention_heads": 2,
-            "conv_feature_layers": "[(16,10,5)] + [(16,3,2)]*4 + [(16,2,2)]*2",
-            "conv_pos": 16,
-            "conv_pos_groups": 2,
-            "relative_position_embedding": True,
-            "gru_rel_pos": True,
-        }
-    )
-    path = tmp_path_factory.mktemp("wavlm") / "wavlm.pt"
-    torch.save({"cfg": vars(config), "model": WavLM(config).state_dict()}, path)
-    return path
+    return write_upstream("wavlm_local", tmp_path_factory.mktemp("wavlm"))
