@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s3prl_metaperser.adaptation.inner_loop import Params
+from s3prl_metaperser.adaptation.problem import Params
 from s3prl_metaperser.episodes import Episode, generator
 from s3prl_metaperser.model import Body
 from s3prl_metaperser.settings import Activation, Pooling

@@ -83,9 +83,10 @@ def problem():
     return (x, y), (x2, y2), w, b, rates
 
 
+@pytest.mark.parametrize("backend", ["higher", "checkpointed"])
 @pytest.mark.parametrize("query", ["combined", "resampled", "disjoint"])
 @pytest.mark.parametrize("annealing", ANNEALINGS)
-def test_meta_gradient_agrees_with_the_formula_by_hand(problem, query, annealing):
+def test_meta_gradient_agrees_with_the_formula_by_hand(problem, query, annealing, backend):
     (x, y), other, w, b, rates = problem
     half = EXAMPLES // 2
     x2, y2 = {
@@ -106,7 +107,7 @@ def test_meta_gradient_agrees_with_the_formula_by_hand(problem, query, annealing
     theta = {"w": torch.tensor(w, requires_grad=True), "b": torch.tensor(b, requires_grad=True)}
     lslr = LSLR(["w", "b"], STEPS, 0.1).double()
     lslr.rates.data = torch.tensor(rates)
-    adapted = adapt(objective(x, y), theta, lslr, STEPS, second_order)
+    adapted = adapt(objective(x, y), theta, lslr, STEPS, second_order, backend=backend)
     loss = objective(x2, y2)(adapted.params)
     gradients = torch.autograd.grad(loss, [theta["w"], theta["b"], lslr.rates])
 
@@ -160,9 +161,11 @@ def learner_and_tasks(scope, lslr, annealing, pooling="mean", layers=3, tasks=2)
 @pytest.mark.parametrize("pooling", ["mean", "mean_std"])
 @pytest.mark.parametrize("query", ["combined", "disjoint"])
 @pytest.mark.parametrize("scope", ["head", "linear"])
-def test_meta_gradient_agrees_with_finite_differences(scope, query, pooling):
+@pytest.mark.parametrize("backend", ["higher", "checkpointed"])
+def test_meta_gradient_agrees_with_finite_differences(backend, scope, query, pooling):
     """Second order throughout, through the whole model: both layers, the weighted sum, and every learned rate."""
     learner, layer_weights, support, other = learner_and_tasks(scope, True, None, pooling)
+    learner.backend = backend
     outer = support if query == "combined" else other
     parameters = [*learner.parameters(), layer_weights]
     names = [*(name for name, _ in learner.named_parameters()), "layer_weights"]

@@ -1,4 +1,4 @@
-r"""The inner loop, on ``higher`` (the reference backend).
+r"""The inner loop: gradient descent on a listener's support set, at meta-test or to be differentiated through.
 
 Adaptation takes T steps θ_{t+1} = θ_t − α_t ∇L_support(θ_t) from the shared initialisation θ_0 (MAML, Finn et al.
 2017; with α_t per tensor and step, LSLR of MAML++). For meta-training the steps stay differentiable with respect to θ_0
@@ -16,45 +16,29 @@ losses: the gradient of the sum with respect to one task's slice is that task's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from typing import Literal
 
-import higher
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from s3prl_metaperser.adaptation.checkpointed import checkpoint_steps
+from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params, Part, as_objective, check_kept
 from s3prl_metaperser.adaptation.rates import Rates
-from s3prl_metaperser.adaptation.sgd import DifferentiablePerTensorSGD, PerTensorSGD
+from s3prl_metaperser.adaptation.unrolled import unroll
 
-Params = dict[str, Tensor]
-"""Name → tensor, flat; tensors may carry a leading task dimension."""
-Objective = Callable[[Params], Tensor]
-"""Parameters → scalar loss on the support set(s)."""
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """What adaptation gives.
-
-    Attributes:
-        params: the adapted tensors.
-        losses: (steps,) the objective before each step, detached.
-        kept: the tensors after some earlier number of steps, by that number.
-    """
-
-    params: Params
-    losses: Tensor
-    kept: dict[int, Params] = field(default_factory=dict)
+Backend = Literal["higher", "checkpointed"]
+"""How a meta-gradient is made: by one graph of all steps, or by rebuilding one step's graph at a time."""
 
 
 def adapt(
-    objective: Objective,
+    objective: Objective | Part,
     params: Params,
     rates: Rates,
     steps: int,
     second_order: Callable[[int], bool] | None = None,
     keep: Collection[int] = (),
+    backend: Backend = "higher",
 ) -> Adapted:
     """Adapt parameters by gradient descent on an objective.
 
@@ -65,7 +49,8 @@ def adapt(
         steps: how many steps to take.
         second_order: for meta-training, tells for each step whether the gradient's own graph is kept. None is
             adaptation at test time: nothing stays differentiable, and memory does not grow with the steps.
-        keep: after how many steps, each from 1 to ``steps``, the parameters are given too.
+        keep: at test time, after how many steps, each from 1 to ``steps``, the parameters are given too.
+        backend: for meta-training; both give the same gradient.
 
     Returns:
         The adapted parameters and the losses on the way. A loss that is not finite is the caller's to judge.
@@ -73,37 +58,36 @@ def adapt(
     Raises:
         ValueError: when parameters are to be kept that no step gives.
     """
-    if not all(1 <= kept_step <= steps for kept_step in keep):
-        raise ValueError(f"keep {sorted(keep)} is not within 1 to {steps} steps")
-    meta_training = second_order is not None
-    names = list(params)
-    # The optimizer copies what it is built on; one-element stands-in keep that copy from being the model's size.
-    stand_ins = [torch.zeros(1, device=tensor.device, requires_grad=True) for tensor in params.values()]
-    optimizer = PerTensorSGD(stand_ins, rates=[0.0] * len(names))
-    differentiable = higher.optim.get_diff_optim(optimizer, stand_ins, track_higher_grads=meta_training)
-    if not isinstance(differentiable, DifferentiablePerTensorSGD):
-        raise TypeError(f"higher made a {type(differentiable).__name__} for {PerTensorSGD.__name__}")
-
-    current = list(params.values())
-    if not meta_training:
-        current = [tensor.detach().requires_grad_() for tensor in current]
+    check_kept(keep, steps)
+    objective = as_objective(objective)
+    if second_order is not None:
+        differentiable = unroll if backend == "higher" else checkpoint_steps
+        return differentiable(objective, params, rates, steps, second_order)
     losses: list[Tensor] = []
     kept: dict[int, Params] = {}
+    for number, (loss, current) in enumerate(descend(objective, params, rates, steps), start=1):
+        losses.append(loss)
+        if number in keep:
+            kept[number] = current
+    return Adapted(current, torch.stack(losses), kept)
 
-    def named(tensors: list[Tensor]) -> Params:
-        given = tensors if meta_training else [tensor.detach() for tensor in tensors]
-        return dict(zip(names, given, strict=True))
 
-    # Attention kernels have no double backward; the mathematical form has.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for step in range(steps):
-            loss = objective(dict(zip(names, current, strict=True)))
-            losses.append(loss.detach())
-            step_rates = rates.at(step, names)
-            if second_order is None or second_order(step):
-                current = differentiable.step(loss, params=current, override={"lr": step_rates})
-            else:
-                current = differentiable.first_order_step(loss, current, step_rates)
-            if step + 1 in keep:
-                kept[step + 1] = named(current)
-    return Adapted(named(current), torch.stack(losses), kept)
+@torch.no_grad()
+def descend(objective: Objective | Part, params: Params, rates: Rates, steps: int) -> Iterator[tuple[Tensor, Params]]:
+    """Take the steps of adaptation at test time, one as it is asked for.
+
+    Args: as for :func:`adapt`.
+
+    Yields:
+        After each step, the loss before it and the parameters after it; nothing stays differentiable, and nothing of
+        earlier steps stays in memory.
+    """
+    objective = as_objective(objective)
+    names = list(params)
+    current = dict(params)
+    for step in range(steps):
+        loss, gradient = objective.gradient(current)
+        step_rates = rates.at(step, names)
+        stepped = zip(current.items(), step_rates, gradient, strict=True)
+        current = {name: tensor - rate * slope for (name, tensor), rate, slope in stepped}
+        yield loss, current

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -18,17 +18,24 @@ class Rates(Protocol):
 
 
 class FixedRate(nn.Module):
-    """One rate for every tensor and step, not learned."""
+    """Rates that are not learned, the same at every step.
+
+    Args:
+        rate: of every tensor.
+        exceptions: tensors with another rate, by name.
+    """
 
     rate: Tensor
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, exceptions: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.register_buffer("rate", torch.tensor(rate), persistent=False)
+        self._exceptions = dict(exceptions or {})
 
     def at(self, step: int, names: Sequence[str]) -> list[Tensor]:
-        """Give the one rate for each name, whatever the step."""
-        return [self.rate] * len(names)
+        """Give each named tensor's rate, whatever the step."""
+        other = {rate: torch.full_like(self.rate, rate) for rate in set(self._exceptions.values())}
+        return [other[self._exceptions[name]] if name in self._exceptions else self.rate for name in names]
 
 
 class LSLR(nn.Module):
@@ -38,16 +45,18 @@ class LSLR(nn.Module):
         names: the tensors that adapt.
         steps: how many inner steps have rates of their own. Adaptation at test time is longer; beyond the last learned
             step its rates are reused.
-        initial: the value all rates start from.
+        initial: the value all rates start from, or each tensor's own.
     """
 
-    def __init__(self, names: Sequence[str], steps: int, initial: float) -> None:
+    def __init__(self, names: Sequence[str], steps: int, initial: float | Sequence[float]) -> None:
         super().__init__()
         self.names = tuple(names)
         self.steps = steps
-        self.rates = nn.Parameter(torch.full((steps, len(self.names)), initial))
+        self._places = {name: place for place, name in enumerate(self.names)}
+        row = torch.tensor(initial if isinstance(initial, Sequence) else [initial] * len(self.names))
+        self.rates = nn.Parameter(row.repeat(steps, 1))
 
     def at(self, step: int, names: Sequence[str]) -> list[Tensor]:
         """Give each named tensor's rate at ``step``, with its path to the learned parameter."""
-        row = self.rates[min(step, self.steps - 1)]
-        return [row[self.names.index(name)] for name in names]
+        row = self.rates[min(step, self.steps - 1)].unbind()
+        return [row[self._places[name]] for name in names]
