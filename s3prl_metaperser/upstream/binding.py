@@ -8,6 +8,7 @@ the first Featurizer that run after the expert was made, which are the runner's,
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from typing import Any, Protocol
 
@@ -37,6 +38,28 @@ def is_upstream(module: nn.Module) -> bool:
     Not by ``UpstreamBase``: the ``hf_*`` upstreams are plain modules.
     """
     return hasattr(module, "get_downsample_rates")
+
+
+def modules_of_the_calling_runner() -> tuple[nn.Module, nn.Module] | None:
+    """Find upstream and featurizer of the runner that is making its downstream just now, further up the stack.
+
+    The runner makes its optimizer before its first batch arrives, and so before :func:`catch_upstream_and_featurizer`
+    can know of the upstream; but learned rates of the upstream's tensors must be there for the optimizer. s3prl's
+    runner does not pass its modules on, yet by then it has both.
+
+    Returns:
+        (upstream, featurizer), unwrapped from DDP; None outside a runner.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        modules = [getattr(getattr(caller, name, None), "model", None) for name in ("upstream", "featurizer")]
+        if all(isinstance(module, nn.Module) for module in modules):
+            upstream, featurizer = (unwrap(module) for module in modules if module is not None)
+            if is_upstream(upstream):
+                return upstream, featurizer
+        frame = frame.f_back
+    return None
 
 
 def catch_upstream_and_featurizer(expert: Bindable) -> None:

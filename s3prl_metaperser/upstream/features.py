@@ -15,6 +15,8 @@ from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
+from s3prl_metaperser.upstream.trainable import Chunk, TrainableUpstream
+from s3prl_metaperser.upstream.waveforms import Waveforms
 
 BATCH_SECONDS = 32.0
 """Audio of one forward pass at most."""
@@ -24,6 +26,9 @@ SMALLEST_SPREAD = 1e-3
 """Pooled means whose spread over utterances is below this share of the frames' deviation carry nothing."""
 SMALLEST_DEVIATION_SPREAD = 3e-2
 """The same for deviations; an upstream that brings each clip to deviation 1 leaves some, by the clip's length."""
+
+SHORTEST_SAMPLES = 640
+"""A little more than what the convolutional front end of wav2vec 2.0 and its kin must see to give a frame."""
 
 Transform = Callable[[Tensor], Tensor]
 """(utterances, S, dim) → the same shape."""
@@ -85,19 +90,27 @@ class LiveFeatures(Features):
         pooled: the frozen upstream.
         audio: utterance → file.
         device: where the learner is.
+        batch_seconds: audio of one forward pass at most.
     """
 
-    def __init__(self, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device) -> None:
+    def __init__(
+        self,
+        pooled: PooledUpstream,
+        audio: Mapping[str, Path],
+        device: torch.device,
+        batch_seconds: float = BATCH_SECONDS,
+    ) -> None:
         self._pooled = pooled
         self._audio = audio
         self._device = device
+        self._batch_seconds = batch_seconds
         self._transform: Transform = torch.nn.Identity()
 
     def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See :class:`Features`."""
         unique = sorted(set(utterances))
         clips: dict[str, PooledClip] = {}
-        for batch in extract(self._pooled, [self._audio[utterance] for utterance in unique]):
+        for batch in extract(self._pooled, [self._audio[utterance] for utterance in unique], self._batch_seconds):
             clips |= {unique[index]: clip for index, clip in batch.items()}
         statistics = torch.stack([clips[utterance].statistics for utterance in utterances])
         deviations = torch.tensor([clips[utterance].frame_deviation for utterance in utterances])
@@ -112,8 +125,61 @@ class LiveFeatures(Features):
         self._transform = transform
 
 
-def extract(pooled: PooledUpstream, paths: Sequence[Path]) -> Iterator[dict[int, PooledClip]]:
+class TrainableFeatures(LiveFeatures):
+    """Statistics made by an upstream that is being trained or adapted; nothing of them is kept.
+
+    Where gradients are enabled, what :meth:`gather` gives has its graph back to the upstream's parameters.
+
+    Args:
+        upstream: the runner's.
+        audio: utterance → file.
+        device: where the learner is.
+    """
+
+    def __init__(self, upstream: TrainableUpstream, audio: Mapping[str, Path], device: torch.device) -> None:
+        super().__init__(upstream.pooled, audio, device, upstream.chunk_seconds)
+        self.upstream = upstream
+        self._waveforms = Waveforms(audio)
+
+    def gather(self, utterances: Sequence[str], dropout_seed: int | None = None) -> Tensor:
+        """See :class:`Features`.
+
+        Args:
+            utterances: ids.
+            dropout_seed: of the upstream's dropout while SSL-E is trained; None: no dropout.
+        """
+        if not torch.is_grad_enabled():
+            return super().gather(utterances)
+        return self._transform(self.upstream.gathered(self._read(utterances), dropout_seed))
+
+    def chunks(self, utterances: Sequence[str]) -> list[Chunk]:
+        """Plan which of some utterances go through the upstream together, and read them."""
+        return self.upstream.chunks(self._read(utterances))
+
+    def standardised(self, statistics: Tensor) -> Tensor:
+        """Do to (clips, S, dim) statistics what is done to those that :meth:`gather` gives."""
+        return self._transform(statistics)
+
+    def _read(self, utterances: Sequence[str]) -> list[Tensor]:
+        wavs = self._waveforms.of(utterances)
+        for utterance, wav in zip(utterances, wavs, strict=True):
+            if len(wav) < SHORTEST_SAMPLES:
+                raise MetaPerSERError(
+                    f"audio file {self._audio[utterance]}: {len(wav)} samples at 16 kHz are too short for a "
+                    f"speech model; expected at least {SHORTEST_SAMPLES}"
+                )
+        return wavs
+
+
+def extract(
+    pooled: PooledUpstream, paths: Sequence[Path], batch_seconds: float = BATCH_SECONDS
+) -> Iterator[dict[int, PooledClip]]:
     """Read audio files and pool them, batch by batch.
+
+    Args:
+        pooled: the frozen upstream.
+        paths: of the files.
+        batch_seconds: audio of one forward pass at most.
 
     Yields:
         For each forward pass, index into ``paths`` → pooled clip.
@@ -122,7 +188,7 @@ def extract(pooled: PooledUpstream, paths: Sequence[Path]) -> Iterator[dict[int,
         MetaPerSERError: for a file that is missing, not audio, empty, truncated or too short.
     """
     lengths = [_samples(path) for path in paths]
-    for batch in pooled.batches(lengths, BATCH_SECONDS):
+    for batch in pooled.batches(lengths, batch_seconds):
         wavs = [read_audio(paths[index]) for index in batch]
         try:
             clips = pooled(wavs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.model import pool_frames
-from s3prl_metaperser.settings import Pooling
+from s3prl_metaperser.settings import Pooling, Precision
 
 SAMPLE_RATE = 16000
 PADDING_TOLERANCE = 1e-4
@@ -72,13 +72,22 @@ class PooledUpstream:
             sum is left to the model.
         pooling: what to keep of each layer.
         device: where the upstream is.
+        precision: of the upstream's forward pass; statistics are float32 in any case.
     """
 
-    def __init__(self, upstream: nn.Module, featurizer: Any, pooling: Pooling, device: torch.device) -> None:
+    def __init__(
+        self,
+        upstream: nn.Module,
+        featurizer: Any,
+        pooling: Pooling,
+        device: torch.device,
+        precision: Precision = "float32",
+    ) -> None:
         self.upstream = upstream
         self.featurizer = featurizer
         self.pooling = pooling
         self.device = device
+        self.precision = precision
 
     @property
     def layers(self) -> int:
@@ -97,27 +106,41 @@ class PooledUpstream:
         Returns:
             One pooled clip a waveform.
         """
-        wavs = [wav.to(self.device) for wav in wavs]
         with evaluating(self.upstream), undisturbed():
-            selected = self.featurizer._select_feature(self.upstream(wavs))
-        if isinstance(selected, (list, tuple)):
-            layers = torch.stack(list(selected))
-            if self.featurizer.normalize:
-                layers = F.layer_norm(layers, layers.shape[-1:])
-        else:
-            layers = selected.unsqueeze(0)
-        return [
-            self._pool(layers[:, index, : round(len(wav) / self.featurizer.downsample_rate)], wav)
-            for index, wav in enumerate(wavs)
-        ]
+            return [self._pool(frames) for frames in self.frames([wav.to(self.device) for wav in wavs])]
 
-    def _pool(self, frames: Tensor, wav: Tensor) -> PooledClip:
-        if frames.shape[1] == 0:
+    def frames(self, wavs: list[Tensor], forward: Callable[[list[Tensor]], Any] | None = None) -> list[Tensor]:
+        """Run the upstream as it stands, and give each clip's frames of every layer that the featurizer sums.
+
+        Args:
+            wavs: (samples,) each, 16 kHz, on the upstream's device.
+            forward: stands in for the upstream's own forward pass.
+
+        Returns:
+            (layers, frames, dim) of each clip, float32 (or the upstream's own float64), without those of padding; with
+            their graph where there is one.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            selected = self.featurizer._select_feature((forward or self.upstream)(wavs))
+        several = isinstance(selected, (list, tuple))
+        # Under autocast some layers come in bfloat16, some in float32; a model in float64 stays what it is.
+        given = selected if several else [selected]
+        chosen = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in given]
+        layers = torch.stack(chosen)
+        if several and self.featurizer.normalize:
+            layers = F.layer_norm(layers, layers.shape[-1:])
+        return [self._own(layers[:, index], wav) for index, wav in enumerate(wavs)]
+
+    def _own(self, frames: Tensor, wav: Tensor) -> Tensor:
+        own = frames[:, : round(len(wav) / self.featurizer.downsample_rate)]
+        if own.shape[1] == 0:
             raise MetaPerSERError(
                 f"a clip of {len(wav)} samples is too short for this upstream, which needs at least one frame of "
                 f"{self.featurizer.downsample_rate} samples"
             )
-        frames = frames.float()
+        return own
+
+    def _pool(self, frames: Tensor) -> PooledClip:
         deviation = (frames - frames.mean(dim=1, keepdim=True)).square().mean().sqrt()
         return PooledClip(pool_frames(frames, self.pooling).cpu(), float(deviation))
 
