@@ -17,9 +17,12 @@ from s3prl_metaperser.errors import MetaPerSERError
 
 DOWNSTREAM = "Downstream"
 FEATURIZER = "Featurizer"
+UPSTREAM = "Upstream"
+TRAINED_UPSTREAM = "in the checkpoint"
+"""Stands for the fingerprint of an upstream that was trained, and so is in the checkpoint itself."""
 EXTRA_STATE = "_extra_state"
 CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS = "contract", "provenance", "training", "upstream_weights"
-RATES_FIELDS = ("scope", "adapts", "inner_steps", "lslr")
+RATES_FIELDS = ("scope", "adapts", "left_out", "inner_steps", "lslr")
 """Parts of the contract that only the inner loop's rates depend on."""
 HEADS_FIELDS = ("heads",)
 """Parts of the contract that only Multi-Few's heads depend on."""
@@ -45,6 +48,7 @@ class Contract:
         class_balanced: whether its losses weigh classes.
         scope: what may adapt.
         adapts: what of it the inner loop moves.
+        left_out: in scope ``entire``, patterns of the upstream's tensors that the inner loop leaves as they are.
         inner_steps: inner steps that have rates of their own.
         lslr: whether the rates are learned.
         heads: annotators that have a head of their own, in the order of the heads; empty except in Multi-Few.
@@ -64,6 +68,7 @@ class Contract:
     class_balanced: bool
     scope: str
     adapts: str
+    left_out: list[str]
     inner_steps: int
     lslr: bool
     heads: list[str]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from s3prl_metaperser.distributed import Share
 from s3prl_metaperser.episodes import (
     Annotations,
     Episode,
@@ -52,19 +53,20 @@ class Minibatches(Dataset[Item], Generic[Labelled]):
         seed: of the order.
         first: index of the first batch, for a resumed run.
         last: index after the last one.
+        share: of this process.
     """
 
-    def __init__(self, labelled: Labelled, size: int, key: str, seed: int, first: int, last: int) -> None:
+    def __init__(self, labelled: Labelled, size: int, key: str, seed: int, first: int, last: int, share: Share) -> None:
         self.labelled: Labelled = labelled
         self.size = min(size, len(labelled))
         self.per_epoch = len(labelled) // self.size
-        self.key, self.seed, self.first, self.last = key, seed, first, last
+        self.key, self.seed, self.first, self.last, self.share = key, seed, first, last, share
 
     def __len__(self) -> int:
         return max(0, self.last - self.first)
 
     def __getitem__(self, index: int) -> Item:
-        epoch, place = divmod(self.first + index, self.per_epoch)
+        epoch, place = divmod(self.share.position(self.first + index), self.per_epoch)
         order = generator(self.seed, self.key, epoch).permutation(len(self.labelled))
         return silent_clip(), self.labelled.take(order[place * self.size : (place + 1) * self.size])
 
@@ -78,10 +80,11 @@ class AggregatedBatches(Minibatches[Examples]):
         seed: of the order.
         first: index of the first batch, for a resumed run.
         last: index after the last one.
+        share: of this process.
     """
 
-    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int) -> None:
-        super().__init__(split.aggregated, settings.ssl.batch_size, "aggregated", seed, first, last)
+    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share) -> None:
+        super().__init__(split.aggregated, settings.ssl.batch_size, "aggregated", seed, first, last, share)
 
 
 class AnnotationBatches(Minibatches[Annotations]):
@@ -90,8 +93,8 @@ class AnnotationBatches(Minibatches[Annotations]):
     Args: as for :class:`AggregatedBatches`.
     """
 
-    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int) -> None:
-        super().__init__(split.annotations(), settings.multi_task.batch_size, "annotations", seed, first, last)
+    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share) -> None:
+        super().__init__(split.annotations(), settings.multi_task.batch_size, "annotations", seed, first, last, share)
 
 
 class TrainingEpisodes(Dataset[Item]):
@@ -100,22 +103,22 @@ class TrainingEpisodes(Dataset[Item]):
     Args: as for :class:`AggregatedBatches`.
     """
 
-    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int) -> None:
+    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share) -> None:
         self.tasks = split.train
         self.shots = settings.episodes.shots
         self.meta = settings.meta
-        self.seed, self.first, self.last = seed, first, last
+        self.per_batch = settings.meta.tasks_per_batch or (1 if settings.scope == "entire" else MOST_TASKS_PER_BATCH)
+        self.seed, self.first, self.last, self.share = seed, first, last, share
 
     def __len__(self) -> int:
         return max(0, self.last - self.first)
 
     def __getitem__(self, index: int) -> Item:
-        step = self.first + index
-        per_step = self.meta.tasks_per_batch or MOST_TASKS_PER_BATCH
+        step = self.share.position(self.first + index)
         queries = self.meta.queries or self.shots
         episodes = [
             draw_training_episode(task, self.shots, queries, self.meta.query, self.seed, step)
-            for task in tasks_of_step(self.tasks, per_step, self.seed, step)
+            for task in tasks_of_step(self.tasks, self.per_batch, self.seed, step)
         ]
         return silent_clip(), episodes
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import is_initialized
 from torch.utils.data import DataLoader
 
 from s3prl_metaperser.audio import read_audio
-from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER
+from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM
 from s3prl_metaperser.datasets import Batch
 from s3prl_metaperser.errors import exits_on_bad_input
 from s3prl_metaperser.run import Run
-from s3prl_metaperser.upstream.binding import catch_upstream_and_featurizer
+from s3prl_metaperser.upstream.binding import catch_upstream_and_featurizer, modules_of_the_calling_runner
 
 
 class DownstreamExpert(nn.Module):
@@ -58,7 +59,11 @@ class DownstreamExpert(nn.Module):
         self._initial = self.run.initial_checkpoint()
         if self._initial is not None:
             self.run.load_initial_weights(self._initial[DOWNSTREAM])
-        catch_upstream_and_featurizer(self)
+        modules = modules_of_the_calling_runner() if self.run.is_entire else None
+        if modules is not None:
+            self._bind(*modules, torch.device(kwargs["device"]))
+        else:
+            catch_upstream_and_featurizer(self)
 
     @exits_on_bad_input
     def bind(self, upstream: nn.Module, featurizer: nn.Module) -> None:
@@ -71,11 +76,16 @@ class DownstreamExpert(nn.Module):
             upstream: s3prl upstream, on the run's device.
             featurizer: s3prl ``Featurizer``, on the run's device.
         """
+        if not self.is_bound:
+            self._bind(upstream, featurizer, self.best_score.device)
+
+    def _bind(self, upstream: nn.Module, featurizer: nn.Module, device: torch.device) -> None:
         self.is_bound = True
-        self.run.bind(upstream, featurizer, self.best_score.device)
-        if self._initial is not None and self._initial.get(FEATURIZER):
-            featurizer.load_state_dict(self._initial[FEATURIZER])
-        self._initial = None
+        initial, self._initial = self._initial or {}, None
+        for name, module in ((UPSTREAM, upstream), (FEATURIZER, featurizer)):
+            if initial.get(name):
+                module.load_state_dict(initial[name])
+        self.run.bind(upstream, featurizer, device)
 
     @exits_on_bad_input
     def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader[Any]:
@@ -99,7 +109,7 @@ class DownstreamExpert(nn.Module):
 
         Args:
             split: ``train`` inside the training loop, ``dev`` or ``test`` inside evaluation (under ``no_grad``).
-            features: the silent clip's (frames, dim) on the run's device; not used.
+            features: the silent clip's (frames, dim) on the run's device; not used, except that DDP waits for them.
             batch: a minibatch of SSL-E or Multi-Few, or a list of episodes; on CPU.
             records: lists that :meth:`log_records` gets back.
             **kwargs: ``batch_id`` during evaluation.
@@ -109,6 +119,8 @@ class DownstreamExpert(nn.Module):
         """
         if split == "train":
             loss = self.run.training_loss(batch, int(self.batches_seen), records)
+            if is_initialized():
+                loss = loss + self.run.nothing_of_the_runners_pass(features)
             self.batches_seen += 1
             return loss
         self.run.evaluate(split, batch, records)

@@ -6,7 +6,7 @@ optimises it; the learner holds a reference to its weights.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, DerivativeAnnealing
-from s3prl_metaperser.adaptation.inner_loop import Adapted, Objective, Params, adapt
+from s3prl_metaperser.adaptation.inner_loop import adapt
+from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
 from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
 from s3prl_metaperser.multi_task import MultiTaskModel
@@ -87,17 +88,42 @@ class Learner(nn.Module):
         self.naming_only = settings.meta.adapts == "naming"
         self.standardization = Standardization()
         self.register_buffer("class_weights", class_weights)
+        self.upstream_names: list[str] = []
         self.rates: Rates | None = None
-        if settings.system == "meta_perser":
-            self.rates = (
-                LSLR(self.meta_names, self.inner_steps, settings.meta.inner_lr)
-                if settings.meta.lslr
-                else FixedRate(settings.meta.inner_lr)
-            )
+        self._meta = settings.meta
+        self._learns_rates = settings.system == "meta_perser"
+        if not self.needs_upstream:
+            self._make_rates()
+        self.backend = settings.meta.backend or ("checkpointed" if self.scope == "entire" else "higher")
         annealing = settings.meta.annealing
         self.annealing = DerivativeAnnealing(annealing.fraction, annealing.over) if annealing else ALWAYS_SECOND_ORDER
         self._shared: dict[str, nn.Parameter | None] = {LAYER_WEIGHTS: None}
         self.layers = 1
+
+    @property
+    def needs_upstream(self) -> bool:
+        """Whether what the inner loop moves is known only when the upstream is."""
+        return self.scope == "entire" and not self.naming_only and not self.upstream_names
+
+    def _make_rates(self) -> None:
+        if not self._learns_rates:
+            return
+        meta = self._meta
+        of_upstream = dict.fromkeys(self.upstream_names, meta.upstream_inner_lr)
+        if meta.lslr:
+            initial = [of_upstream.get(name, meta.inner_lr) for name in self.meta_names]
+            self.rates = LSLR(self.meta_names, self.inner_steps, initial)
+        else:
+            self.rates = FixedRate(meta.inner_lr, of_upstream)
+
+    def bind_upstream(self, names: Sequence[str]) -> None:
+        """Take the names of the upstream's tensors that adapt, in scope ``entire``; makes their inner-loop rates.
+
+        An optimizer that is to learn the rates must be made after this.
+        """
+        if self.needs_upstream:
+            self.upstream_names = list(names)
+            self._make_rates()
 
     def fit_standardization(self, statistics: Tensor) -> None:
         """Take the features' scale from the training utterances' (n, S, dim) statistics, as the upstream gives them."""
@@ -117,25 +143,34 @@ class Learner(nn.Module):
     def linear_names(self) -> list[str]:
         """Names of the tensors that adapt without the upstream: two linear layers and, by scope, the weighted sum."""
         names = [name for name, _ in self.model.named_parameters() if name not in NEVER_ADAPT]
-        return [*names, LAYER_WEIGHTS] if self.scope == "linear" else names
+        return names if self.scope == "head" else [*names, LAYER_WEIGHTS]
+
+    @property
+    def adapting_names(self) -> list[str]:
+        """Names of all tensors that the scope lets adapt."""
+        return [*self.linear_names, *self.upstream_names]
 
     @property
     def meta_names(self) -> list[str]:
         """Names of the tensors that Meta-PerSER's inner loop moves, in the order of its rates."""
-        return [NAMING] if self.naming_only else self.linear_names
+        return [NAMING] if self.naming_only else self.adapting_names
 
-    def initialisation(self, names: Collection[str] | None = None) -> Params:
-        """Give the tensors that adapt, by name.
-
-        Args:
-            names: which; None: the two linear layers, the naming where there is one, and, in scope ``linear``, the
-                weighted sum.
-        """
+    def shared_tensors(self) -> Params:
+        """Give what is learned here, by name: the model's tensors and the weighted sum."""
         params: Params = dict(self.model.named_parameters())
         if self.layer_weights is not None:
             params[LAYER_WEIGHTS] = self.layer_weights
+        return params
+
+    def initialisation(self, names: Collection[str] | None = None) -> Params:
+        """Give the tensors that adapt, by name; those of the upstream apart.
+
+        Args:
+            names: which; None: the two linear layers, the naming where there is one, and, except in scope ``head``, the
+                weighted sum.
+        """
         wanted = self.linear_names if names is None else names
-        return {name: tensor for name, tensor in params.items() if name in wanted}
+        return {name: tensor for name, tensor in self.shared_tensors().items() if name in wanted}
 
     def aggregated_loss(self, statistics: Tensor, targets: Tensor) -> Tensor:
         """Give the class-balanced loss of the shared model on aggregated labels (SSL-E, paper section 2.3.1).
@@ -177,12 +212,13 @@ class Learner(nn.Module):
             self.rates,
             self.inner_steps,
             lambda step: self.annealing.second_order(step, self.inner_steps, progress),
+            backend=self.backend,
         )
         logits = self._logits(adapted.params, self._inputs(query.statistics, self.meta_names))
         tasks = len(query.targets)
         loss = (example_losses(logits, query.targets, self.class_weights) * query.weights).sum() / tasks
         if self.outer_loss == "cross_entropy_f1":
-            loss = loss + smooth_f1_loss(self._sharpened(logits), query.targets, query.weights)
+            loss = loss + smooth_f1_loss(self.sharpened(logits), query.targets, query.weights)
         return MetaLoss(loss, adapted.losses / tasks)
 
     def adapt_to(
@@ -203,13 +239,13 @@ class Learner(nn.Module):
             names: which tensors adapt; None: all that may.
         """
         params = self._stacked(len(support.targets), names)
-        with _no_dropout(self.model):
+        with no_dropout(self.model):
             return adapt(self._objective(support, params), params, rates, steps, keep=keep)
 
     @torch.no_grad()
     def embeddings(self, statistics: Tensor) -> Tensor:
         """Give the classifier's input: (..., projector_dim) for (..., S, dim) standardised statistics."""
-        with _no_dropout(self.model):
+        with no_dropout(self.model):
             return self.model.embed(self._pooled(statistics))
 
     @torch.no_grad()
@@ -224,9 +260,9 @@ class Learner(nn.Module):
             (T, n, classes) probabilities.
         """
         params = self._stacked(len(statistics), None) if adapted is None else adapted
-        with _no_dropout(self.model):
+        with no_dropout(self.model):
             logits = self._logits(params, self._inputs(statistics, params))
-        return self._sharpened(logits).softmax(dim=-1)
+        return self.sharpened(logits).softmax(dim=-1)
 
     def _stacked(self, tasks: int, names: Collection[str] | None) -> Params:
         return {name: tensor.expand(tasks, *tensor.shape) for name, tensor in self.initialisation(names).items()}
@@ -254,7 +290,8 @@ class Learner(nn.Module):
         # Dropout, where there is any, is drawn for each clip of each task.
         return vmap(of_task, randomness="different")(dict(params), inputs)
 
-    def _sharpened(self, logits: Tensor) -> Tensor:
+    def sharpened(self, logits: Tensor) -> Tensor:
+        """Give the logits that decisions are made by."""
         return logits if isinstance(self.model, MultiTaskModel) else self.model.sharpen(logits)
 
     def _objective(self, batch: TaskBatch, names: Collection[str]) -> Objective:
@@ -265,11 +302,11 @@ class Learner(nn.Module):
             losses = example_losses(self._logits(params, inputs), batch.targets, self.class_weights)
             return (losses * batch.weights).sum()
 
-        return loss
+        return Objective([loss], [inputs] if inputs.requires_grad else [])
 
 
 @contextmanager
-def _no_dropout(model: nn.Module) -> Iterator[None]:
+def no_dropout(model: nn.Module) -> Iterator[None]:
     """Adaptation and prediction leave nothing out, in whichever mode the runner has put the model."""
     was_training = model.training
     model.eval()

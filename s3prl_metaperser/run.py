@@ -22,6 +22,7 @@ from s3prl_metaperser.adaptation.rates import LSLR
 from s3prl_metaperser.checkpoints import (
     CONTRACT,
     PROVENANCE,
+    TRAINED_UPSTREAM,
     TRAINING,
     UPSTREAM_WEIGHTS,
     Contract,
@@ -38,6 +39,7 @@ from s3prl_metaperser.datasets import (
     TrainingEpisodes,
     loader,
 )
+from s3prl_metaperser.distributed import own_share
 from s3prl_metaperser.episodes import (
     Annotations,
     Episode,
@@ -49,13 +51,13 @@ from s3prl_metaperser.episodes import (
 )
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.expressed import estimate_expressed
-from s3prl_metaperser.learner import Learner
+from s3prl_metaperser.learner import Learner, MetaLoss
 from s3prl_metaperser.metrics import METRICS, decide
 from s3prl_metaperser.model import ListenerModel
 from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
-from s3prl_metaperser.settings import read_settings
+from s3prl_metaperser.settings import Settings, read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system, task_batch
 from s3prl_metaperser.tuning import Tuning
 from s3prl_metaperser.upstream.cache import (
@@ -65,8 +67,16 @@ from s3prl_metaperser.upstream.cache import (
     default_cache,
     weights_fingerprint,
 )
-from s3prl_metaperser.upstream.features import Features, LiveFeatures, cached_features, check_features_vary
+from s3prl_metaperser.upstream.features import (
+    Features,
+    LiveFeatures,
+    TrainableFeatures,
+    cached_features,
+    check_features_vary,
+)
 from s3prl_metaperser.upstream.pooling import PooledUpstream
+from s3prl_metaperser.upstream.trainable import PREFIX, TrainableUpstream
+from s3prl_metaperser.whole_network import WholeNetwork
 
 RUNNER_COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
 RATES_PREFIX = "learner.rates."
@@ -120,6 +130,7 @@ class Run:
             class_balanced=balanced,
             scope=self.settings.scope,
             adapts=self.settings.meta.adapts,
+            left_out=_left_out(self.settings),
             inner_steps=self.settings.meta.inner_steps,
             lslr=self.settings.meta.lslr,
             heads=heads,
@@ -130,6 +141,7 @@ class Run:
         self._episodes: dict[str, list[Episode]] = {}
         self._features: Features | None = None
         self._bound: PooledUpstream | None = None
+        self._trainable: TrainableUpstream | None = None
         self._is_tuned = False
         self._tuning: Tuning | None = None
         self._dev_improved_at: int | None = None
@@ -150,9 +162,16 @@ class Run:
                 self.split = replace(self.split, aggregated=expressed.examples)
 
     def _check_arguments(self) -> None:
-        if self.arguments.get("upstream_trainable"):
+        scope, trainable = self.settings.scope, bool(self.arguments.get("upstream_trainable"))
+        if trainable and scope != "entire":
             raise MetaPerSERError(
-                f"-f makes the upstream trainable, but scope {self.settings.scope!r} keeps it frozen; leave -f out"
+                f"-f makes the upstream trainable, but scope {scope!r} keeps it frozen; leave -f out, or set "
+                "downstream_expert.scope: entire"
+            )
+        if scope == "entire" and not trainable and self.arguments["mode"] == "train":
+            raise MetaPerSERError(
+                "scope 'entire' trains the upstream, which s3prl keeps frozen without -f; add -f, or set "
+                "downstream_expert.scope: linear"
             )
         if self.arguments["mode"] == "train" and self.system.training == "nothing":
             raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
@@ -242,7 +261,7 @@ class Run:
             CONTRACT: asdict(self.contract),
             PROVENANCE: asdict(self.provenance),
             TRAINING: self.system.training,
-            UPSTREAM_WEIGHTS: self._upstream_weights,
+            UPSTREAM_WEIGHTS: TRAINED_UPSTREAM if self.is_entire else self._upstream_weights,
         }
 
     def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
@@ -252,6 +271,15 @@ class Run:
         if self.arguments["mode"] != "inference":
             self.provenance.check(extra[PROVENANCE], self.split.test, source)
         self._expected_weights = (extra[UPSTREAM_WEIGHTS], source)
+        if (
+            extra[UPSTREAM_WEIGHTS] == TRAINED_UPSTREAM
+            and self.arguments["mode"] == "train"
+            and self.settings.scope != "entire"
+        ):
+            raise MetaPerSERError(
+                f"{source} has a fine-tuned upstream, which scope {self.settings.scope!r} would not keep in its own "
+                "checkpoints; set downstream_expert.scope: entire and give -f, or use one trained without -f"
+            )
         return extra
 
     def fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,6 +295,8 @@ class Run:
                 f"{source} was trained on {trained}, but system {self.settings.system!r} needs one trained on "
                 f"{self.system.training}; to start from its weights use downstream_expert.init_from"
             )
+        if self.learner.needs_upstream and self.learner.rates is None and self.system.training == "episodes":
+            raise MetaPerSERError(f"{source} cannot be loaded before the upstream is known: {NOT_BOUND}")
         if self.system.training == "nothing" and trained == "annotators":
             raise MetaPerSERError(f"{source} is Multi-Few's, whose heads fit no other system; leave -e and -i out")
         own_rates = self.learner.rates is not None
@@ -274,17 +304,29 @@ class Run:
 
     # Features
 
+    @property
+    def is_entire(self) -> bool:
+        """Whether the upstream is trained and adapted too."""
+        return self.settings.scope == "entire"
+
     def bind(self, upstream: nn.Module, featurizer: nn.Module, device: torch.device) -> None:
         """Take the runner's upstream and featurizer."""
-        pooled = PooledUpstream(upstream, featurizer, self.settings.model.pooling, device)
+        pooled = PooledUpstream(upstream, featurizer, self.settings.model.pooling, device, self.settings.precision)
         weights = getattr(featurizer, "weights", None) if pooled.layers > 1 else None
         self.learner.bind_layer_weights(weights, pooled.layers)
         self._bound = pooled
         self._upstream_weights = weights_fingerprint(upstream)
-        if self._expected_weights is not None and self._expected_weights[0] != self._upstream_weights:
-            raise MetaPerSERError(
-                f"{self._expected_weights[1]} was trained on an upstream of other weights; give the same -k as then"
-            )
+        if self.is_entire:
+            self._trainable = TrainableUpstream(pooled, self.settings.entire)
+            self.learner.bind_upstream(list(self._trainable.adapted))
+
+    def check_upstream_weights(self) -> None:
+        """Refuse an upstream of other weights than those that the loaded checkpoint was trained with."""
+        if self._expected_weights is None:
+            return
+        expected, source = self._expected_weights
+        if expected not in (self._upstream_weights, TRAINED_UPSTREAM):
+            raise MetaPerSERError(f"{source} was trained on an upstream of other weights; give the same -k as then")
 
     @property
     def features(self) -> Features:
@@ -292,10 +334,34 @@ class Run:
         if self._features is None:
             if self._bound is None:
                 raise MetaPerSERError(NOT_BOUND)
+            self.check_upstream_weights()
             self._features = self._prepare(self._bound)
         return self._features
 
     def _prepare(self, pooled: PooledUpstream) -> Features:
+        standardize = self.settings.model.standardize
+        if self._trainable is None:
+            features = self._frozen_features(pooled)
+            self._look_at(features, pooled)
+        else:
+            features = TrainableFeatures(self._trainable, self.corpus.audio_paths(), pooled.device)
+            if self._expected_weights is None and self.system.training != "nothing":
+                # A checkpoint's features have been looked at when its training began.
+                as_given = PooledUpstream(pooled.upstream, pooled.featurizer, pooled.pooling, pooled.device)
+                self._look_at(self._frozen_features(as_given), as_given)
+        if standardize:
+            features.transform(self.learner.standardization)
+        return features
+
+    def _look_at(self, features: Features, pooled: PooledUpstream) -> None:
+        """Stop on features that do not vary; take their scale where no checkpoint has brought one."""
+        statistics, deviations = features.raw(self.split.aggregated.utterances)
+        check_features_vary(statistics, deviations, pooled)
+        if self.settings.model.standardize and not self.learner.standardization.fitted:
+            self.learner.fit_standardization(statistics)
+
+    def _frozen_features(self, pooled: PooledUpstream) -> Features:
+        """Give features of the upstream as it is now."""
         audio = self.corpus.audio_paths()
         features: Features
         if self.settings.feature_cache == "off":
@@ -305,18 +371,17 @@ class Run:
             root = default_cache() if chosen == "auto" else Path(chosen).expanduser()
             cache = FeatureCache(root, self._identity(pooled, root))
             features = cached_features(cache, FileHashes(root, self.corpus.root), pooled, audio, pooled.device)
-        statistics, deviations = features.raw(self.split.aggregated.utterances)
-        check_features_vary(statistics, deviations, pooled)
-        if self.settings.model.standardize:
-            if not self.learner.standardization.fitted:
-                self.learner.fit_standardization(statistics)
-            features.transform(self.learner.standardization)
         return features
 
     def _identity(self, pooled: PooledUpstream, cache: Path) -> UpstreamIdentity:
         def content(argument: str) -> str:
-            path = Path(self.arguments.get(argument) or "")
-            return FileHashes(cache, path.parent).of([path])[0] if path.is_file() else ""
+            given = self.arguments.get(argument)
+            path = Path(given or "")
+            if not given or not path.exists():
+                return ""
+            # An hf_* upstream's checkpoint is a folder, with its settings beside the weights.
+            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+            return " ".join(FileHashes(cache, path.parent).of(files))
 
         featurizer = pooled.featurizer
         return UpstreamIdentity(
@@ -339,7 +404,7 @@ class Run:
             raise MetaPerSERError("-t train: evaluation is of dev or test")
         if split != "train":
             return loader(EvaluationEpisodes(self.episodes(split)))
-        given = self.split, self.settings, self.seed, batches_seen, self._total_batches
+        given = self.split, self.settings, self.seed, batches_seen, self._total_batches, own_share()
         match self.system.training:
             case "aggregated":
                 return loader(AggregatedBatches(*given))
@@ -358,29 +423,49 @@ class Run:
         self._is_tuned = False
         device = self.learner.class_weights.device
         # Dropout depends on the position in training alone, so that a resumed run goes on as if never stopped.
+        seed = int(generator(self.seed, "dropout", own_share().position(batches_seen)).integers(2**63))
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(generator(self.seed, "dropout", batches_seen).integers(2**63)))
-            return self._training_loss(batch, batches_seen, records, device)
+            torch.manual_seed(seed)
+            return self._training_loss(batch, batches_seen, records, device, seed)
+
+    def nothing_of_the_runners_pass(self, features: Sequence[Tensor]) -> Tensor:
+        """Give zero, with its graph through the runner's own pass of the silent clip, for DDP.
+
+        Args:
+            features: the featurizer's (frames, dim) of each clip.
+        """
+        zero = torch.stack([0.0 * one.sum() for one in features]).sum()
+        return zero if self._trainable is None else zero + self._trainable.nothing_of_the_runners_pass()
 
     def _training_loss(
-        self, batch: Batch, batches_seen: int, records: dict[str, list[Any]], device: torch.device
+        self, batch: Batch, batches_seen: int, records: dict[str, list[Any]], device: torch.device, seed: int
     ) -> Tensor:
         if isinstance(batch, Examples | Annotations):
-            loss = self._minibatch_loss(batch, device)
+            loss = self._minibatch_loss(batch, device, seed)
             records["loss"].append(loss.item())
             return loss
-        support = task_batch([episode.support for episode in batch], self.features, device)
-        combined = self.settings.meta.query == "combined"
-        query = support if combined else task_batch([episode.query for episode in batch], self.features, device)
-        meta = self.learner.meta_loss(support, query, batches_seen / self._total_batches)
+        meta = self._meta_loss(batch, batches_seen / self._total_batches, device)
         records["query_loss"].append(meta.loss.item())
         for step, value in enumerate(meta.support.tolist()):
             records[f"support_loss/step{step}"].append(value)
         return meta.loss
 
-    def _minibatch_loss(self, batch: Examples | Annotations, device: torch.device) -> Tensor:
+    def _meta_loss(self, episodes: list[Episode], progress: float, device: torch.device) -> MetaLoss:
+        combined = self.settings.meta.query == "combined"
+        if isinstance(self.features, TrainableFeatures) and not self.learner.naming_only:
+            network, episode = WholeNetwork(self.learner, self.features), episodes[0]
+            clips = network.clips(episode.support)
+            return network.meta_loss(clips, clips if combined else network.clips(episode.query), progress)
+        support = task_batch([episode.support for episode in episodes], self.features, device)
+        query = support if combined else task_batch([episode.query for episode in episodes], self.features, device)
+        return self.learner.meta_loss(support, query, progress)
+
+    def _minibatch_loss(self, batch: Examples | Annotations, device: torch.device, seed: int) -> Tensor:
         examples = batch if isinstance(batch, Examples) else batch.examples
-        statistics = self.features.gather(examples.utterances)
+        if isinstance(self.features, TrainableFeatures):
+            statistics = self.features.gather(examples.utterances, dropout_seed=seed)
+        else:
+            statistics = self.features.gather(examples.utterances)
         targets = torch.from_numpy(examples.targets).to(device)
         if isinstance(batch, Examples):
             return self.learner.aggregated_loss(statistics, targets)
@@ -392,8 +477,15 @@ class Run:
             logger.add_scalar(f"metaperser/train-{name}", float(np.mean(values)), global_step=global_step)
         if isinstance(self.learner.rates, LSLR):
             for step, row in enumerate(self.learner.rates.rates.tolist()):
+                of_upstream = []
                 for tensor, rate in zip(self.learner.rates.names, row, strict=True):
-                    logger.add_scalar(f"metaperser/lslr/{tensor}/step{step}", rate, global_step=global_step)
+                    if tensor.startswith(PREFIX):
+                        of_upstream.append(rate)
+                    else:
+                        logger.add_scalar(f"metaperser/lslr/{tensor}/step{step}", rate, global_step=global_step)
+                # An upstream has hundreds of tensors, more than anybody looks at one by one.
+                for name, reduce in (("min", min), ("mean", np.mean), ("max", max)) if of_upstream else ():
+                    logger.add_scalar(f"metaperser/lslr/upstream-{name}/step{step}", reduce(of_upstream), global_step)
 
     # Evaluation
 
@@ -436,6 +528,7 @@ class Run:
         """Give the shared model's decisions and probabilities for one (samples,) waveform."""
         if self._bound is None:
             raise MetaPerSERError(NOT_BOUND)
+        self.check_upstream_weights()
         statistics = self._bound([wav])[0].statistics.unsqueeze(0).to(self._bound.device)
         standardised = self.learner.standardization(statistics).unsqueeze(0)
         probabilities = self.learner.probabilities(standardised)[0].cpu().numpy()
@@ -489,6 +582,13 @@ class Run:
             line += f"  → {path}"
         tqdm.write(line)
         return dev_score
+
+
+def _left_out(settings: Settings) -> list[str]:
+    if settings.scope != "entire":
+        return []
+    entire = settings.entire
+    return [*(["the convolutional front end"] if entire.frozen is None else entire.frozen), *entire.not_adapted]
 
 
 def _some(names: Any, most: int = 8) -> list[str]:

@@ -19,7 +19,7 @@ SystemName = Literal[
     "random", "linear_few", "entire_few", "entire_zero", "multi_few", "entire_sim", "meta_perser", "reference"
 ]
 Scenario = Literal["seen", "unseen"]
-Scope = Literal["head", "linear"]
+Scope = Literal["head", "linear", "entire"]
 Query = Literal["combined", "resampled", "disjoint"]
 Pooling = Literal["mean", "mean_std", "mean_std_per_layer"]
 AnnealingOver = Literal["inner_steps", "training"]
@@ -29,6 +29,8 @@ Adapts = Literal["all", "naming"]
 OuterLoss = Literal["cross_entropy", "cross_entropy_f1"]
 AggregatedTargets = Literal["mean", "expressed"]
 Recipe = Literal["paper", "best"]
+Precision = Literal["float32", "bfloat16"]
+Backend = Literal["higher", "checkpointed"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -122,7 +124,8 @@ class MetaSettings:
     """Meta-training (paper section 2.3)."""
 
     tasks_per_batch: PositiveInt | None = None
-    """Annotators in one outer step; None: all training annotators, 16 at the most."""
+    """Annotators in one runner batch; None: all training annotators, 16 at the most, and 1 in scope ``entire``, where
+    ``runner.gradient_accumulate_steps`` says how many make an outer step."""
     inner_steps: PositiveInt = 5
     adapts: Adapts = "all"
     """What the inner loop moves: all that the scope lets adapt, or the listener's naming only."""
@@ -138,6 +141,24 @@ class MetaSettings:
     """Learn a rate for each tensor and inner step; false: ``inner_lr`` throughout."""
     inner_lr: Rate = 0.1
     """The inner loop's rate, or the value LSLR's rates start from."""
+    upstream_inner_lr: Rate = 0.001
+    """The same for the upstream's tensors, in scope ``entire``: a speech model bears far smaller steps than a head."""
+    backend: Backend | None = None
+    """How the meta-gradient is made: ``higher``, one graph of all inner steps, or ``checkpointed``, one step's graph at
+    a time; the same gradient. None: ``checkpointed`` in scope ``entire``, else ``higher``."""
+
+
+@_strict
+class EntireSettings:
+    """Adapting the upstream too: scope ``entire``, with s3prl's ``-f``."""
+
+    frozen: list[str] | None = None
+    """Patterns (``*`` and ``?``) of the upstream's tensors that neither loop trains; None: the convolutional front
+    end, which s3prl's own upstreams never train either."""
+    not_adapted: list[str] = dataclasses.field(default_factory=list)
+    """Patterns of the upstream's tensors that the outer loop trains and the inner loop leaves as they are."""
+    chunk_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    """Audio that goes through the upstream at once, at most (a longer clip goes alone); less takes less memory."""
 
 
 @_strict
@@ -175,7 +196,10 @@ class Settings:
     fold: PositiveInt = 1
     """Which external annotator (or group) is the test; ``-v fold3`` on the command line wins."""
     scope: Scope = "linear"
-    """What adapts: the two linear layers, or the weighted sum over layers too."""
+    """What adapts: the two linear layers (``head``), the weighted sum over layers too (``linear``), or the upstream too
+    (``entire``, the paper's), which needs s3prl's ``-f``."""
+    precision: Precision = "float32"
+    """Of the upstream's forward passes in scope ``entire``; weights, rates and losses are float32 in any case."""
     init_from: str | None = None
     """Checkpoint whose weights (and nothing else) training starts from: SSL-E for Meta-PerSER."""
     feature_cache: str = "auto"
@@ -188,6 +212,7 @@ class Settings:
     ssl: SSLSettings = SSLSettings()
     multi_task: MultiTaskSettings = MultiTaskSettings()
     meta: MetaSettings = MetaSettings()
+    entire: EntireSettings = EntireSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
     reference: ReferenceSettings = ReferenceSettings()
 
@@ -216,7 +241,29 @@ def read_settings(section: Any, variant: str | None = None) -> Settings:
     except ValidationError as error:
         raise MetaPerSERError(_first_problem(error)) from None
     _check_naming(settings)
+    _check_scope(settings)
     return settings
+
+
+def _check_scope(settings: Settings) -> None:
+    scope = settings.scope
+    if scope == "entire":
+        if (settings.meta.tasks_per_batch or 1) > 1:
+            raise MetaPerSERError(
+                f"config key '{SECTION}.meta.tasks_per_batch' has the value {settings.meta.tasks_per_batch}, but in "
+                "scope entire one task is adapted at a time; leave it out, and set runner.gradient_accumulate_steps"
+            )
+        return
+    if settings.precision != "float32":
+        raise MetaPerSERError(
+            f"config key '{SECTION}.precision' has the value {settings.precision!r}, but the features of scope {scope} "
+            f"are computed once and kept in float32; leave it out, or set {SECTION}.scope: entire"
+        )
+    if settings.meta.backend == "checkpointed" and settings.meta.adapts == "all" and settings.model.dropout > 0:
+        raise MetaPerSERError(
+            f"config key '{SECTION}.meta.backend' has the value 'checkpointed', which computes a step twice and so "
+            f"cannot have dropout within it; set {SECTION}.model.dropout: 0, or backend: higher"
+        )
 
 
 def _check_naming(settings: Settings) -> None:

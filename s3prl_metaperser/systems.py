@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_metaperser.adaptation.inner_loop import Adapted, Params, adapt
+from s3prl_metaperser.adaptation.inner_loop import adapt
+from s3prl_metaperser.adaptation.problem import Adapted, Params
 from s3prl_metaperser.adaptation.rates import FixedRate, Rates
 from s3prl_metaperser.episodes import Episode, Examples, Split, Task, generator
 from s3prl_metaperser.learner import Learner, TaskBatch
@@ -21,7 +22,8 @@ from s3prl_metaperser.prediction import Prediction, joined
 from s3prl_metaperser.settings import AdaptationSettings, MetricName, Scope, Settings, SystemName
 from s3prl_metaperser.similarity import emotion_centres, similarity_probabilities
 from s3prl_metaperser.tuning import Candidate, Rate, Tuning, tune
-from s3prl_metaperser.upstream.features import Features
+from s3prl_metaperser.upstream.features import Features, TrainableFeatures
+from s3prl_metaperser.whole_network import WholeNetwork, adapt_and_predict
 
 Training = Literal["nothing", "aggregated", "annotators", "episodes"]
 """What a system's initialisation is trained on: not at all, SSL-E's aggregated labels, each annotator's labels under a
@@ -42,13 +44,15 @@ DISPLAY_NAMES: dict[SystemName, str] = {
 _COINCIDE: dict[Scope, dict[SystemName, SystemName]] = {
     "head": {"linear_few": "entire_few"},
     "linear": {"linear_few": "entire_few"},
+    "entire": {},
 }
 
 
 def coinciding_systems(scope: Scope) -> dict[SystemName, SystemName]:
     """Say which systems are one and the same in a scope: system → the one it equals.
 
-    Linear-Few is set apart from Entire-Few by an upstream that stays frozen; both scopes freeze it for all.
+    Linear-Few is set apart from Entire-Few by an upstream that stays frozen; scopes ``head`` and ``linear`` freeze it
+    for all.
     """
     return dict(_COINCIDE[scope])
 
@@ -201,16 +205,22 @@ class FineTuning(AdaptingSystem):
             raise ValueError("fine-tuning needs a rate")
         return FixedRate(lr).to(learner.class_weights.device)
 
-    def names(self, learner: Learner) -> list[str] | None:
-        """Name the tensors that adapt; None: all that the scope lets adapt."""
-        return None
+    def names(self, learner: Learner) -> list[str]:
+        """Name the tensors that adapt."""
+        return learner.adapting_names
 
     def adapt_and_predict(
         self, learner: Learner, features: Features, episodes: Sequence[Episode], lr: Rate, steps: Sequence[int]
     ) -> dict[int, Prediction]:
         """See :class:`AdaptingSystem`."""
+        names = self.names(learner)
+        if not set(names).isdisjoint(learner.upstream_names):
+            if not isinstance(features, TrainableFeatures):
+                raise TypeError("adapting the upstream takes waveforms, not features")
+            network = WholeNetwork(learner, features)
+            return adapt_and_predict(network, episodes, self.rates(learner, lr), steps, names)
         support, query = _supports(learner, features, episodes), _queries(learner, features, episodes)
-        adapted = learner.adapt_to(support, self.rates(learner, lr), max(steps), steps, self.names(learner))
+        adapted = learner.adapt_to(support, self.rates(learner, lr), max(steps), steps, names)
         return _after_each(adapted, len(episodes), lambda params: learner.probabilities(query.statistics, params))
 
 
