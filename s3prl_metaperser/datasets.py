@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_metaperser.distributed import Share
+from s3prl_metaperser.distributed import ALONE, Share
 from s3prl_metaperser.episodes import (
     Annotations,
     Episode,
@@ -56,7 +56,9 @@ class Minibatches(Dataset[Item], Generic[Labelled]):
         share: of this process.
     """
 
-    def __init__(self, labelled: Labelled, size: int, key: str, seed: int, first: int, last: int, share: Share) -> None:
+    def __init__(
+        self, labelled: Labelled, size: int, key: str, seed: int, first: int, last: int, share: Share = ALONE
+    ) -> None:
         self.labelled: Labelled = labelled
         self.size = min(size, len(labelled))
         self.per_epoch = len(labelled) // self.size
@@ -83,7 +85,9 @@ class AggregatedBatches(Minibatches[Examples]):
         share: of this process.
     """
 
-    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share) -> None:
+    def __init__(
+        self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share = ALONE
+    ) -> None:
         super().__init__(split.aggregated, settings.ssl.batch_size, "aggregated", seed, first, last, share)
 
 
@@ -93,7 +97,9 @@ class AnnotationBatches(Minibatches[Annotations]):
     Args: as for :class:`AggregatedBatches`.
     """
 
-    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share) -> None:
+    def __init__(
+        self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share = ALONE
+    ) -> None:
         super().__init__(split.annotations(), settings.multi_task.batch_size, "annotations", seed, first, last, share)
 
 
@@ -103,7 +109,9 @@ class TrainingEpisodes(Dataset[Item]):
     Args: as for :class:`AggregatedBatches`.
     """
 
-    def __init__(self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share) -> None:
+    def __init__(
+        self, split: Split, settings: Settings, seed: int, first: int, last: int, share: Share = ALONE
+    ) -> None:
         self.tasks = split.train
         self.shots = settings.episodes.shots
         self.meta = settings.meta

@@ -31,3 +31,7 @@ class Share:
 def own_share() -> Share:
     """Tell this process's share: all of it, unless torch.distributed is initialised."""
     return Share(get_rank(), get_world_size()) if is_initialized() else Share()
+
+
+ALONE = Share()
+"""One process that does it all."""

@@ -85,7 +85,7 @@ class DownstreamExpert(nn.Module):
         for name, module in ((UPSTREAM, upstream), (FEATURIZER, featurizer)):
             if initial.get(name):
                 module.load_state_dict(initial[name])
-        self.run.bind(upstream, featurizer, device)
+        self.run.of_upstream.bind(upstream, featurizer, device)
 
     @exits_on_bad_input
     def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader[Any]:
@@ -120,7 +120,7 @@ class DownstreamExpert(nn.Module):
         if split == "train":
             loss = self.run.training_loss(batch, int(self.batches_seen), records)
             if is_initialized():
-                loss = loss + self.run.nothing_of_the_runners_pass(features)
+                loss = loss + self.run.of_upstream.nothing_of_the_runners_pass(features)
             self.batches_seen += 1
             return loss
         self.run.evaluate(split, batch, records)

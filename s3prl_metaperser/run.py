@@ -8,13 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -41,9 +40,7 @@ from s3prl_metaperser.datasets import (
 )
 from s3prl_metaperser.distributed import own_share
 from s3prl_metaperser.episodes import (
-    Annotations,
     Episode,
-    Examples,
     Task,
     generator,
     make_split,
@@ -51,39 +48,22 @@ from s3prl_metaperser.episodes import (
 )
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.expressed import estimate_expressed
-from s3prl_metaperser.learner import Learner, MetaLoss
+from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.metrics import METRICS, decide
 from s3prl_metaperser.model import ListenerModel
 from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
+from s3prl_metaperser.run_arguments import check_arguments
+from s3prl_metaperser.run_features import NOT_BOUND, RunFeatures
 from s3prl_metaperser.settings import Settings, read_settings
-from s3prl_metaperser.systems import DISPLAY_NAMES, make_system, task_batch
+from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
+from s3prl_metaperser.training import episodes_loss, minibatch_loss
 from s3prl_metaperser.tuning import Tuning
-from s3prl_metaperser.upstream.cache import (
-    FeatureCache,
-    FileHashes,
-    UpstreamIdentity,
-    default_cache,
-    weights_fingerprint,
-)
-from s3prl_metaperser.upstream.features import (
-    Features,
-    LiveFeatures,
-    TrainableFeatures,
-    cached_features,
-    check_features_vary,
-)
-from s3prl_metaperser.upstream.pooling import PooledUpstream
-from s3prl_metaperser.upstream.trainable import PREFIX, TrainableUpstream
-from s3prl_metaperser.whole_network import WholeNetwork
+from s3prl_metaperser.upstream.features import Features
+from s3prl_metaperser.upstream.trainable import PREFIX
 
-RUNNER_COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
 RATES_PREFIX = "learner.rates."
-NOT_BOUND = (
-    "the runner's upstream was not found before its first batch; this needs s3prl's own runner, or one that calls "
-    "expert.bind(upstream, featurizer)"
-)
 
 
 class Run:
@@ -108,7 +88,7 @@ class Run:
         self.corpus = load_corpus(Path(self.settings.corpus))
         self.split = make_split(self.corpus, self.settings.scenario, self.settings.fold, self.settings.data)
         self.system = make_system(self.settings, self.seed, self.split)
-        self._check_arguments()
+        check_arguments(arguments, self.settings, self.system.training)
         targets = torch.from_numpy(self.split.annotation_targets())
         balanced = self.settings.model.class_balanced
         weights = class_balanced_weights(targets) if balanced else torch.ones(targets.shape[1])
@@ -136,12 +116,8 @@ class Run:
             heads=heads,
         )
         self.provenance = Provenance.of(self.corpus, self.split)
-        self._upstream_weights = ""
-        self._expected_weights: tuple[str, str] | None = None
+        self.of_upstream = RunFeatures(self.settings, self.corpus, arguments, self.learner)
         self._episodes: dict[str, list[Episode]] = {}
-        self._features: Features | None = None
-        self._bound: PooledUpstream | None = None
-        self._trainable: TrainableUpstream | None = None
         self._is_tuned = False
         self._tuning: Tuning | None = None
         self._dev_improved_at: int | None = None
@@ -160,44 +136,6 @@ class Run:
             model.naming.teach(torch.from_numpy(expressed.naming))
             if learns:
                 self.split = replace(self.split, aggregated=expressed.examples)
-
-    def _check_arguments(self) -> None:
-        scope, trainable = self.settings.scope, bool(self.arguments.get("upstream_trainable"))
-        if trainable and scope != "entire":
-            raise MetaPerSERError(
-                f"-f makes the upstream trainable, but scope {scope!r} keeps it frozen; leave -f out, or set "
-                "downstream_expert.scope: entire"
-            )
-        if scope == "entire" and not trainable and self.arguments["mode"] == "train":
-            raise MetaPerSERError(
-                "scope 'entire' trains the upstream, which s3prl keeps frozen without -f; add -f, or set "
-                "downstream_expert.scope: linear"
-            )
-        if self.arguments["mode"] == "train" and self.system.training == "nothing":
-            raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
-        if self.arguments["mode"] == "inference" and self.system.training == "annotators":
-            raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
-        runner = self.arguments["runner"]
-        if runner.get("fp16"):
-            raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
-        if self.arguments.get("specaug"):
-            raise MetaPerSERError(
-                "config section 'specaug' masks frames, but features are pooled once and cached without it; remove it"
-            )
-        for key in RUNNER_COUNTS:
-            if not (isinstance(runner.get(key), int) and runner[key] >= 1):
-                raise MetaPerSERError(
-                    f"config key 'runner.{key}' has the value {runner.get(key)!r}: a whole number > 0"
-                )
-        evaluated = runner.get("eval_dataloaders", [])
-        unknown = [name for name in evaluated if name not in ("dev", "test")]
-        if unknown:
-            raise MetaPerSERError(f"config key 'runner.eval_dataloaders' names {unknown[0]!r}; expected dev or test")
-        if evaluated == ["test", "dev"]:
-            raise MetaPerSERError("config key 'runner.eval_dataloaders' must name dev before test, which it decides on")
-        lr = self.arguments.get("optimizer", {}).get("lr", 0.0)
-        if not isinstance(lr, (int, float)):
-            raise MetaPerSERError(f"config key 'optimizer.lr' has the value {lr!r}: a number, in YAML such as 1.0e-3")
 
     def announce(self) -> None:
         """Say on stderr who trains, chooses and is tested, and who is left out and why."""
@@ -261,7 +199,7 @@ class Run:
             CONTRACT: asdict(self.contract),
             PROVENANCE: asdict(self.provenance),
             TRAINING: self.system.training,
-            UPSTREAM_WEIGHTS: TRAINED_UPSTREAM if self.is_entire else self._upstream_weights,
+            UPSTREAM_WEIGHTS: self.of_upstream.upstream_weights,
         }
 
     def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
@@ -270,7 +208,7 @@ class Run:
         self.contract.check(extra[CONTRACT], source, with_rates, with_heads)
         if self.arguments["mode"] != "inference":
             self.provenance.check(extra[PROVENANCE], self.split.test, source)
-        self._expected_weights = (extra[UPSTREAM_WEIGHTS], source)
+        self.of_upstream.expect_weights(extra[UPSTREAM_WEIGHTS], source)
         if (
             extra[UPSTREAM_WEIGHTS] == TRAINED_UPSTREAM
             and self.arguments["mode"] == "train"
@@ -309,92 +247,10 @@ class Run:
         """Whether the upstream is trained and adapted too."""
         return self.settings.scope == "entire"
 
-    def bind(self, upstream: nn.Module, featurizer: nn.Module, device: torch.device) -> None:
-        """Take the runner's upstream and featurizer."""
-        pooled = PooledUpstream(upstream, featurizer, self.settings.model.pooling, device, self.settings.precision)
-        weights = getattr(featurizer, "weights", None) if pooled.layers > 1 else None
-        self.learner.bind_layer_weights(weights, pooled.layers)
-        self._bound = pooled
-        self._upstream_weights = weights_fingerprint(upstream)
-        if self.is_entire:
-            self._trainable = TrainableUpstream(pooled, self.settings.entire)
-            self.learner.bind_upstream(list(self._trainable.adapted))
-
-    def check_upstream_weights(self) -> None:
-        """Refuse an upstream of other weights than those that the loaded checkpoint was trained with."""
-        if self._expected_weights is None:
-            return
-        expected, source = self._expected_weights
-        if expected not in (self._upstream_weights, TRAINED_UPSTREAM):
-            raise MetaPerSERError(f"{source} was trained on an upstream of other weights; give the same -k as then")
-
     @property
     def features(self) -> Features:
         """The utterances' standardised statistics; the first call extracts what no run has extracted yet."""
-        if self._features is None:
-            if self._bound is None:
-                raise MetaPerSERError(NOT_BOUND)
-            self.check_upstream_weights()
-            self._features = self._prepare(self._bound)
-        return self._features
-
-    def _prepare(self, pooled: PooledUpstream) -> Features:
-        standardize = self.settings.model.standardize
-        if self._trainable is None:
-            features = self._frozen_features(pooled)
-            self._look_at(features, pooled)
-        else:
-            features = TrainableFeatures(self._trainable, self.corpus.audio_paths(), pooled.device)
-            if self._expected_weights is None and self.system.training != "nothing":
-                # A checkpoint's features have been looked at when its training began.
-                as_given = PooledUpstream(pooled.upstream, pooled.featurizer, pooled.pooling, pooled.device)
-                self._look_at(self._frozen_features(as_given), as_given)
-        if standardize:
-            features.transform(self.learner.standardization)
-        return features
-
-    def _look_at(self, features: Features, pooled: PooledUpstream) -> None:
-        """Stop on features that do not vary; take their scale where no checkpoint has brought one."""
-        statistics, deviations = features.raw(self.split.aggregated.utterances)
-        check_features_vary(statistics, deviations, pooled)
-        if self.settings.model.standardize and not self.learner.standardization.fitted:
-            self.learner.fit_standardization(statistics)
-
-    def _frozen_features(self, pooled: PooledUpstream) -> Features:
-        """Give features of the upstream as it is now."""
-        audio = self.corpus.audio_paths()
-        features: Features
-        if self.settings.feature_cache == "off":
-            features = LiveFeatures(pooled, audio, pooled.device)
-        else:
-            chosen = self.settings.feature_cache
-            root = default_cache() if chosen == "auto" else Path(chosen).expanduser()
-            cache = FeatureCache(root, self._identity(pooled, root))
-            features = cached_features(cache, FileHashes(root, self.corpus.root), pooled, audio, pooled.device)
-        return features
-
-    def _identity(self, pooled: PooledUpstream, cache: Path) -> UpstreamIdentity:
-        def content(argument: str) -> str:
-            given = self.arguments.get(argument)
-            path = Path(given or "")
-            if not given or not path.exists():
-                return ""
-            # An hf_* upstream's checkpoint is a folder, with its settings beside the weights.
-            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-            return " ".join(FileHashes(cache, path.parent).of(files))
-
-        featurizer = pooled.featurizer
-        return UpstreamIdentity(
-            upstream=self.arguments["upstream"],
-            weights=self._upstream_weights,
-            ckpt=content("upstream_ckpt"),
-            model_config=content("upstream_model_config"),
-            code=", ".join(f"{name} {version(name)}" for name in ("s3prl", "torchaudio", "transformers")),
-            feature_selection=featurizer.feature_selection,
-            layer_selection=featurizer.layer_selection,
-            normalize=featurizer.normalize,
-            pooling=pooled.pooling,
-        )
+        return self.of_upstream.prepared(self.split.aggregated.utterances)
 
     # Training
 
@@ -426,50 +282,21 @@ class Run:
         seed = int(generator(self.seed, "dropout", own_share().position(batches_seen)).integers(2**63))
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return self._training_loss(batch, batches_seen, records, device, seed)
-
-    def nothing_of_the_runners_pass(self, features: Sequence[Tensor]) -> Tensor:
-        """Give zero, with its graph through the runner's own pass of the silent clip, for DDP.
-
-        Args:
-            features: the featurizer's (frames, dim) of each clip.
-        """
-        zero = torch.stack([0.0 * one.sum() for one in features]).sum()
-        return zero if self._trainable is None else zero + self._trainable.nothing_of_the_runners_pass()
+            return self._training_loss(batch, batches_seen, records, seed)
 
     def _training_loss(
-        self, batch: Batch, batches_seen: int, records: dict[str, list[Any]], device: torch.device, seed: int
+        self, batch: Batch, batches_seen: int, records: dict[str, list[Any]], dropout_seed: int
     ) -> Tensor:
-        if isinstance(batch, Examples | Annotations):
-            loss = self._minibatch_loss(batch, device, seed)
+        if not isinstance(batch, list):
+            loss = minibatch_loss(self.learner, self.features, batch, dropout_seed)
             records["loss"].append(loss.item())
             return loss
-        meta = self._meta_loss(batch, batches_seen / self._total_batches, device)
+        progress = batches_seen / self._total_batches
+        meta = episodes_loss(self.learner, self.features, batch, self.settings.meta.query, progress)
         records["query_loss"].append(meta.loss.item())
         for step, value in enumerate(meta.support.tolist()):
             records[f"support_loss/step{step}"].append(value)
         return meta.loss
-
-    def _meta_loss(self, episodes: list[Episode], progress: float, device: torch.device) -> MetaLoss:
-        combined = self.settings.meta.query == "combined"
-        if isinstance(self.features, TrainableFeatures) and not self.learner.naming_only:
-            network, episode = WholeNetwork(self.learner, self.features), episodes[0]
-            clips = network.clips(episode.support)
-            return network.meta_loss(clips, clips if combined else network.clips(episode.query), progress)
-        support = task_batch([episode.support for episode in episodes], self.features, device)
-        query = support if combined else task_batch([episode.query for episode in episodes], self.features, device)
-        return self.learner.meta_loss(support, query, progress)
-
-    def _minibatch_loss(self, batch: Examples | Annotations, device: torch.device, seed: int) -> Tensor:
-        examples = batch if isinstance(batch, Examples) else batch.examples
-        if isinstance(self.features, TrainableFeatures):
-            statistics = self.features.gather(examples.utterances, dropout_seed=seed)
-        else:
-            statistics = self.features.gather(examples.utterances)
-        targets = torch.from_numpy(examples.targets).to(device)
-        if isinstance(batch, Examples):
-            return self.learner.aggregated_loss(statistics, targets)
-        return self.learner.annotator_loss(statistics, targets, torch.from_numpy(batch.annotators).to(device))
 
     def log_training(self, records: dict[str, list[Any]], logger: Any, global_step: int) -> None:
         """Write losses (means over ``log_step``) and LSLR's rates to TensorBoard."""
@@ -526,10 +353,8 @@ class Run:
 
     def hear(self, wav: Tensor) -> dict[str, Any]:
         """Give the shared model's decisions and probabilities for one (samples,) waveform."""
-        if self._bound is None:
-            raise MetaPerSERError(NOT_BOUND)
-        self.check_upstream_weights()
-        statistics = self._bound([wav])[0].statistics.unsqueeze(0).to(self._bound.device)
+        pooled = self.of_upstream.pooled
+        statistics = pooled([wav])[0].statistics.unsqueeze(0).to(pooled.device)
         standardised = self.learner.standardization(statistics).unsqueeze(0)
         probabilities = self.learner.probabilities(standardised)[0].cpu().numpy()
         chosen = decide(probabilities)[0]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 from small_upstreams import write_upstream
 from torch import nn
@@ -313,11 +314,9 @@ def test_what_cannot_adapt_is_refused_by_name(audio):
         network_of(Tiny(), audio, frozen=["encoder.*"])
     with pytest.raises(MetaPerSERError, match="no trainable parameter of this upstream reaches the features"):
         network_of(Tiny(), audio, frozen=["*"])
+    fbank = fbank_no_cmvn()
+    pooled = PooledUpstream(fbank, Featurizer(fbank, upstream_device="cpu"), "mean", CPU)
     with pytest.raises(MetaPerSERError, match="this upstream has no parameters"):
-        from s3prl.hub import fbank_no_cmvn
-
-        upstream = fbank_no_cmvn()
-        pooled = PooledUpstream(upstream, Featurizer(upstream, upstream_device="cpu"), "mean", CPU)
         TrainableUpstream(pooled, EntireSettings())
     short = {"c0": audio["c0"].parent / "short.wav"}
     soundfile.write(short["c0"], np.zeros(100), 16000)

@@ -1,0 +1,58 @@
+"""What s3prl's command line and the config's other sections may ask of a run, given its own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.settings import Settings
+
+RUNNER_COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
+
+
+def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: str) -> None:
+    """Refuse what cannot be, or would not do what it says.
+
+    Args:
+        arguments: s3prl's command line and the other sections of the config.
+        settings: the ``downstream_expert`` section.
+        training: what the system's initialisation is trained on.
+
+    Raises:
+        MetaPerSERError: naming the flag or key.
+    """
+    scope, trainable = settings.scope, bool(arguments.get("upstream_trainable"))
+    if trainable and scope != "entire":
+        raise MetaPerSERError(
+            f"-f makes the upstream trainable, but scope {scope!r} keeps it frozen; leave -f out, or set "
+            "downstream_expert.scope: entire"
+        )
+    if scope == "entire" and not trainable and arguments["mode"] == "train":
+        raise MetaPerSERError(
+            "scope 'entire' trains the upstream, which s3prl keeps frozen without -f; add -f, or set "
+            "downstream_expert.scope: linear"
+        )
+    if arguments["mode"] == "train" and training == "nothing":
+        raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
+    if arguments["mode"] == "inference" and training == "annotators":
+        raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
+    runner = arguments["runner"]
+    if runner.get("fp16"):
+        raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
+    if arguments.get("specaug"):
+        raise MetaPerSERError(
+            "config section 'specaug' masks frames, but features are pooled once and cached without it; remove it"
+        )
+    for key in RUNNER_COUNTS:
+        if not (isinstance(runner.get(key), int) and runner[key] >= 1):
+            raise MetaPerSERError(f"config key 'runner.{key}' has the value {runner.get(key)!r}: a whole number > 0")
+    evaluated = runner.get("eval_dataloaders", [])
+    unknown = [name for name in evaluated if name not in ("dev", "test")]
+    if unknown:
+        raise MetaPerSERError(f"config key 'runner.eval_dataloaders' names {unknown[0]!r}; expected dev or test")
+    if evaluated == ["test", "dev"]:
+        raise MetaPerSERError("config key 'runner.eval_dataloaders' must name dev before test, which it decides on")
+    lr = arguments.get("optimizer", {}).get("lr", 0.0)
+    if not isinstance(lr, (int, float)):
+        raise MetaPerSERError(f"config key 'optimizer.lr' has the value {lr!r}: a number, in YAML such as 1.0e-3")
