@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params, add_to
+from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params, Sums
 from s3prl_metaperser.adaptation.rates import Rates
 
 
@@ -76,13 +76,15 @@ class _Sweep:
         Returns:
             The gradients of θ_0, of each step's rates and of the held tensors.
         """
-        held: list[Tensor | None] = [None] * len(self.objective.held)
+        held = Sums(len(self.objective.held))
         rate_gradients: list[list[Tensor]] = [[] for _ in self.orders]
         for step in reversed(range(len(self.orders))):
             kept = self.kept.pop()
             if not self.orders[step]:
                 if self.learns_rates[step]:
-                    rate_gradients[step] = [-torch.sum(v * slope) for v, slope in zip(vector, kept, strict=True)]
+                    rate_gradients[step] = [
+                        -torch.dot(v.flatten(), slope.flatten()) for v, slope in zip(vector, kept, strict=True)
+                    ]
                 continue
             theta = dict(zip(self.names, kept or start, strict=True))
             products, held_products, rate_gradients[step] = self._second_order(theta, vector, self.rates[step])
@@ -91,8 +93,8 @@ class _Sweep:
                 if product is not None:
                     vector[place] = vector[place] - product
                     products[place] = None
-            add_to(held, [None if product is None else -product for product in held_products])
-        return vector, rate_gradients, held
+            held.add(None if product is None else -product for product in held_products)
+        return vector, rate_gradients, held.totals
 
     def _second_order(
         self, theta: Params, vector: Sequence[Tensor], rates: Sequence[Tensor]
@@ -101,7 +103,7 @@ class _Sweep:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
         inputs = [*leaves.values(), *self.objective.held]
         scaled = [rate * v for rate, v in zip(rates, vector, strict=True)]
-        products: list[Tensor | None] = [None] * len(inputs)
+        products = Sums(len(inputs))
         along = [v.new_zeros(()) for v in vector]
         for part in self.objective.parts:
             with torch.enable_grad(), _differentiable_twice(True):
@@ -109,13 +111,13 @@ class _Sweep:
                 curved = [(slope, v) for slope, v in zip(slopes, scaled, strict=True) if _has_graph(slope)]
                 for place, (slope, v) in enumerate(zip(slopes, vector, strict=True)):
                     if slope is not None:
-                        along[place] = along[place] - torch.sum(v * slope.detach())
+                        along[place] = along[place] - torch.dot(v.flatten(), slope.detach().flatten())
                 if curved:
                     outputs, cotangents = zip(*curved, strict=True)
                     more = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
-                    add_to(products, more)
+                    products.add(more)
             del slopes, curved
-        return products[: len(leaves)], products[len(leaves) :], along
+        return products.totals[: len(leaves)], products.totals[len(leaves) :], along
 
 
 def _has_graph(slope: Tensor | None) -> bool:

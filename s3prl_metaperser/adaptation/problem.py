@@ -49,28 +49,44 @@ class Objective:
         """
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         total: Tensor | None = None
-        summed: list[Tensor | None] = [None] * len(leaves)
+        summed = Sums(len(leaves))
         with torch.enable_grad():
             for part in self.parts:
                 loss = part(leaves)
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
                 total = loss.detach() if total is None else total + loss.detach()
-                add_to(summed, gradients)
+                summed.add(gradients)
         if total is None:
             raise ValueError("an objective needs at least one part")
-        filled = zip(summed, leaves.values(), strict=True)
+        filled = zip(summed.totals, leaves.values(), strict=True)
         return total, [torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in filled]
 
 
-def add_to(totals: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
-    """Add to each of a list's tensors; None stands for zero.
+class Sums:
+    """Sums of tensors, side by side; None stands for zero.
 
-    Tensor by tensor, so that sum and summand are never both there in full; yet not in place, since autograd may have
-    given one and the same tensor as the gradient of two.
+    Args:
+        count: how many.
     """
-    for place, tensor in enumerate(more):
-        total = totals[place]
-        totals[place] = tensor if total is None else total if tensor is None else total + tensor
+
+    def __init__(self, count: int) -> None:
+        self.totals: list[Tensor | None] = [None] * count
+        self._is_own = [False] * count
+
+    def add(self, more: Iterable[Tensor | None]) -> None:
+        """Add a tensor to each sum.
+
+        In place from the second on, but never into what autograd gave: it may be one tensor, the gradient of two.
+        """
+        for place, tensor in enumerate(more):
+            total = self.totals[place]
+            if tensor is None or total is None:
+                self.totals[place] = tensor if total is None else total
+            elif self._is_own[place]:
+                total.add_(tensor)
+            else:
+                self.totals[place] = total + tensor
+                self._is_own[place] = True
 
 
 def as_objective(objective: Objective | Part) -> Objective:
