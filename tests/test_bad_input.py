@@ -48,6 +48,17 @@ CONFIGS = {
     "everything dropped": ({"model": {"dropout": 1.0}}, ["model.dropout", "1.0", "less than 1"]),
     "no such annotator": ({"data": {"test_annotator": "E33"}}, ["test_annotator 'E33'", "'E3'"]),
     "no such checkpoint": ({"init_from": "nowhere.ckpt"}, ["nowhere.ckpt", "does not exist"]),
+    "entire without -f": ({"scope": "entire"}, ["scope 'entire'", "add -f"]),
+    "tasks side by side": (
+        {"scope": "entire", "meta": {"tasks_per_batch": 2}},
+        ["meta.tasks_per_batch", "2", "gradient_accumulate_steps"],
+    ),
+    "rough features": ({"precision": "bfloat16"}, ["downstream_expert.precision", "scope: entire"]),
+    "unknown precision": ({"precision": "half"}, ["downstream_expert.precision", "'half'", "'bfloat16'"]),
+    "steps drawn twice": (
+        {"meta": {"backend": "checkpointed"}, "model": {"dropout": 0.5}},
+        ["meta.backend", "model.dropout: 0", "higher"],
+    ),
     "no such corpus": ({"corpus": "nowhere"}, ["nowhere"]),
 }
 
@@ -62,7 +73,7 @@ def test_config_that_cannot_be_used(capfd, tmp_path, small_corpus, case):
 
 def test_command_line_that_cannot_be_used(capfd, tmp_path, small_corpus):
     for change, expected in [
-        ({"upstream_trainable": True}, ["-f", "frozen"]),
+        ({"upstream_trainable": True}, ["-f", "frozen", "scope: entire"]),
         ({"downstream_variant": "split2"}, ["split2", "fold1"]),
         ({"downstream_variant": "fold9"}, ["fold 9 does not exist"]),
         ({"downstream_expert": None}, ["downstream_expert", "mapping"]),
@@ -114,6 +125,16 @@ def test_checkpoint_of_something_else(capfd, tmp_path, small_corpus, case):
     given = arguments(small_corpus, tmp_path, init_from=str(path))
     refused(capfd, lambda: DownstreamExpert(**given), "other.ckpt", *expected)
     refused(capfd, lambda: expert.load_state_dict(state_of(expert, **contract)), *expected)
+
+
+def test_a_fine_tuned_upstream_does_not_start_a_run_that_would_not_save_it(capfd, tmp_path, small_corpus):
+    expert = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero"))
+    state = expert.state_dict()
+    state["_extra_state"] = {**state["_extra_state"], "upstream_weights": "in the checkpoint"}
+    path = tmp_path / "entire.ckpt"
+    torch.save({"Downstream": state, "Args": argparse.Namespace()}, path)
+    given = arguments(small_corpus, tmp_path, init_from=str(path))
+    refused(capfd, lambda: DownstreamExpert(**given), "entire.ckpt", "fine-tuned upstream", "scope: entire", "-f")
 
 
 def test_checkpoint_that_is_none(capfd, tmp_path, small_corpus):
