@@ -6,16 +6,20 @@ them and each would import torch and s3prl for seconds, they are forked from one
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from small_upstreams import WRITERS, write_upstream
 from workshop import LAUNCHER, Workshop, downstream_state, same_weights
 
-FROZEN = ["fbank_no_cmvn", *WRITERS]
+FRONT_END = "feature_extractor"
+REACHES_NO_FEATURE = re.compile("quantizer|project_q|final_proj|label_embs_concat|mask_emb|masked_spec_embed")
+"""Tensors that s3prl keeps from pre-training and that change no feature."""
 
 # Imports what runs import; then, for each line on stdin, forks a process that runs a module as ``python -m`` would.
 FORKING = """
@@ -65,26 +69,59 @@ def workshop(tmp_path, small_corpus, forking):
     return lambda upstream: ForkedWorkshop(tmp_path, small_corpus, upstream, forking)
 
 
-RUNNER = {"total_steps": 4, "eval_step": 2, "save_step": 2}
+RUNNER = {"total_steps": 4, "gradient_accumulate_steps": 2, "eval_step": 4, "save_step": 2}
+FEW = {"episodes": {"queries": 4}}
+FEW_STEPS = {"meta": {"inner_steps": 2}, "adaptation": {"steps": [2, 3]}}
 
 
-@pytest.mark.parametrize("upstream", FROZEN)
-def test_frozen_it_trains_evaluates_and_resumes(workshop, upstream):
-    shop = workshop(upstream)
-    shop.train("ssl", shop.config("ssl_e_paper", RUNNER))
-    few = {"meta": {"inner_steps": 2}, "adaptation": {"steps": [2, 3]}}
-    shop.train("meta", shop.config("meta_perser_paper", RUNNER, init_from=str(shop.root / "ssl/dev-best.ckpt"), **few))
-    results = shop.root / "meta/results.csv"
-    assert pd.read_csv(results)[["upstream", "scope"]].drop_duplicates().to_numpy().tolist() == [[upstream, "linear"]]
+def train_evaluate_resume(shop: ForkedWorkshop, ssl_e: str, meta_perser: str, *flags: str) -> None:
+    """SSL-E to step 4, Meta-PerSER from it to step 4, its best evaluated again, its step 2 resumed to step 4."""
+    shop.upstream += flags
+    shop.train("ssl", shop.config(ssl_e, RUNNER, **FEW))
+    start = str(shop.root / "ssl/dev-best.ckpt")
+    shop.train("meta", shop.config(meta_perser, RUNNER, init_from=start, **FEW, **FEW_STEPS))
 
     shop.evaluate(shop.root / "meta/dev-best.ckpt", "again")
-    assert (shop.root / "again/results.csv").read_text() == results.read_text()
+    assert (shop.root / "again/results.csv").read_text() == (shop.root / "meta/results.csv").read_text()
 
     half, whole = (shop.root / f"meta/states-{step}.ckpt" for step in (2, 4))
     shop.run("-m", "train", "-e", half, "-o", f"args.expdir='{shop.root / 'resumed'}'", program=LAUNCHER)
     assert same_weights(whole, shop.root / "resumed/states-4.ckpt")
     assert not same_weights(whole, half)
-    assert not any(name.startswith("upstream.") for name in downstream_state(whole)), "the upstream is not trained"
+
+
+def scored(results: Path) -> list[list[str]]:
+    return pd.read_csv(results)[["upstream", "scope"]].drop_duplicates().to_numpy().tolist()
+
+
+def of_the_upstream(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in downstream_state(checkpoint).items() if name.startswith("upstream.")}
+
+
+@pytest.mark.parametrize("upstream", ["fbank_no_cmvn", *WRITERS])
+def test_frozen_it_trains_evaluates_and_resumes(workshop, upstream):
+    shop = workshop(upstream)
+    train_evaluate_resume(shop, "ssl_e_paper", "meta_perser_paper")
+    assert scored(shop.root / "meta/results.csv") == [[upstream, "linear"]]
+    assert of_the_upstream(shop.root / "meta/states-4.ckpt") == {}, "it is not trained"
+
+
+@pytest.mark.parametrize("upstream", WRITERS)
+def test_with_f_it_trains_evaluates_and_resumes(workshop, upstream):
+    """The whole network: what reaches the features is trained by both loops, the front end by none."""
+    shop = workshop(upstream)
+    train_evaluate_resume(shop, "ssl_e_entire", "meta_perser_entire", "-f")
+    assert scored(shop.root / "meta/results.csv") == [[upstream, "entire"]]
+    start, end = (of_the_upstream(shop.root / path) for path in ("ssl/dev-best.ckpt", "meta/states-4.ckpt"))
+    moved = {name for name in end if not torch.equal(start[name], end[name])}
+    kept = end.keys() - moved
+    assert all(FRONT_END in name or REACHES_NO_FEATURE.search(name) for name in kept), sorted(kept)
+    assert not any(FRONT_END in name for name in moved)
+    encoder = {name for name in end if ".encoder." in name}
+    assert encoder
+    assert encoder <= moved, "every tensor of every layer is trained"
+    rates = downstream_state(shop.root / "meta/states-4.ckpt")["learner.rates.rates"]
+    assert rates.shape[1] > len(encoder), "and adapted, with learned rates of its own"
 
 
 def test_mfcc_is_stopped_with_the_reason(workshop):
@@ -96,4 +133,16 @@ def test_mfcc_is_stopped_with_the_reason(workshop):
     assert "do not vary between utterances" in error
     assert "normalises each utterance" in error
     assert "-u fbank_no_cmvn" in error
+    assert not list((shop.root / "ssl").glob("*.ckpt"))
+
+
+def test_an_upstream_without_parameters_cannot_adapt(workshop):
+    """Filterbanks have nothing that -f could train."""
+    shop = workshop("fbank_no_cmvn")
+    shop.upstream.append("-f")
+    done = shop.train("ssl", shop.config("ssl_e_entire", RUNNER), check=False)
+    assert done.returncode == 2
+    (error,) = (line for line in done.stderr.splitlines() if "rror" in line)
+    assert "scope' has the value 'entire'" in error
+    assert "no parameters that could adapt" in error
     assert not list((shop.root / "ssl").glob("*.ckpt"))
