@@ -139,6 +139,8 @@ class Run:
 
     def announce(self) -> None:
         """Say on stderr who trains, chooses and is tested, and who is left out and why."""
+        if own_share().rank > 0:
+            return
         split = self.split
         test, dev = (", ".join(_some(task.annotator for task in tasks)) for tasks in (split.test, split.dev))
         print(
@@ -159,7 +161,7 @@ class Run:
             wanted = self.settings.episodes
             seed = self.seed if wanted.seed is None else wanted.seed
             drawn, passed_over = meta_test_episodes(tasks[role], wanted.shots, wanted.queries, wanted.number, seed)
-            if passed_over:
+            if passed_over and own_share().rank == 0:
                 print(
                     f"[metaperser] {role}: {len(passed_over)} annotators have fewer than "
                     f"{wanted.shots + wanted.queries} labels and are passed over",
@@ -291,7 +293,8 @@ class Run:
             loss = minibatch_loss(self.learner, self.features, batch, dropout_seed)
             records["loss"].append(loss.item())
             return loss
-        progress = batches_seen / self._total_batches
+        share = own_share()
+        progress = share.position(batches_seen) / (share.world * self._total_batches)
         meta = episodes_loss(self.learner, self.features, batch, self.settings.meta.query, progress)
         records["query_loss"].append(meta.loss.item())
         for step, value in enumerate(meta.support.tolist()):
