@@ -77,6 +77,7 @@ class TrainableUpstream:
         self._runners_outputs: list[Tensor] = []
         pooled.upstream.register_forward_pre_hook(self._before_a_pass)
         pooled.upstream.register_forward_hook(self._after_a_pass)
+        pooled.featurizer.register_forward_pre_hook(self._before_the_featurizer)
         parameters = dict(pooled.upstream.named_parameters())
         if not parameters:
             raise MetaPerSERError(
@@ -107,12 +108,17 @@ class TrainableUpstream:
             upstream.eval()
             self._runners_pass.enter_context(undisturbed())
 
-    def _after_a_pass(self, _: nn.Module, __: Any, outputs: Any) -> None:
-        """Hold what the runner's own pass gave, where DDP waits for a gradient to come back through all of it."""
+    def _after_a_pass(self, _: nn.Module, __: Any, ___: Any) -> None:
         self._runners_pass.close()
-        if not self._is_own_pass and is_initialized() and torch.is_grad_enabled():
+
+    def _before_the_featurizer(self, _: nn.Module, inputs: Any) -> None:
+        """Hold what the runner's own pass gave, where DDP waits for a gradient to come back through all of it.
+
+        A hook on the upstream would not see all: s3prl's upstreams collect their hidden states after their ``forward``.
+        """
+        if is_initialized() and torch.is_grad_enabled():
             self._runners_outputs = [
-                one for one in tree_leaves(outputs) if isinstance(one, Tensor) and one.requires_grad
+                one for one in tree_leaves(inputs) if isinstance(one, Tensor) and one.requires_grad
             ]
 
     def nothing_of_the_runners_pass(self) -> Tensor:
