@@ -1,10 +1,31 @@
-"""Which share of the work a process has, where s3prl's runner is launched with several (DDP)."""
+"""Training with several processes (DDP), as s3prl launches it: who does what, and who waits for whom.
+
+s3prl averages the gradients of all processes, and evaluates, logs and saves on rank 0 alone. Gradients are all that is
+exchanged here, so that no process waits for one that is doing something else.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
-from torch.distributed import get_rank, get_world_size, is_initialized
+from torch import nn
+from torch.distributed import (
+    ProcessGroup,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_initialized,
+    is_torchelastic_launched,
+    new_group,
+)
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+
+LONGEST_WAIT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -35,3 +56,61 @@ def own_share() -> Share:
 
 ALONE = Share()
 """One process that does it all."""
+
+
+class Appointment:
+    """Where all processes wait for the last of them, which may be hours behind: evaluating, or extracting features.
+
+    Otherwise they would wait for its gradients, and on GPUs whoever waits for more than ten minutes ends the job.
+    """
+
+    def __init__(self) -> None:
+        self._group: ProcessGroup | None = None
+
+    def keep(self) -> None:
+        """Wait until every process has come here as often as this one; alone, go on at once."""
+        if not is_initialized():
+            return
+        if self._group is None:
+            self._group = new_group(backend="gloo", timeout=LONGEST_WAIT)
+        barrier(group=self._group)
+
+
+def keep_buffers_apart(expert: nn.Module) -> None:
+    """Let DDP exchange gradients and nothing else, for this expert and the runner's modules before it.
+
+    DDP broadcasts buffers before a pass, and s3prl's evaluation of the last step, on rank 0 alone, would wait for ever
+    for others to receive them. Nothing is lost: what buffers hold is the same in every process, or rank 0's own.
+
+    Args:
+        expert: the last module of the runner's pass.
+    """
+    if not is_initialized():
+        return
+
+    def before_forward(module: nn.Module, _: Any) -> None:
+        if isinstance(module, DistributedDataParallel):
+            module.broadcast_buffers = False
+            if module.module is expert:
+                handle.remove()
+
+    handle = register_module_forward_pre_hook(before_forward)
+
+
+def with_local_rank(arguments: Sequence[str]) -> list[str]:
+    """Give a command line its ``--local_rank``, as s3prl's parser knows it, where torch has launched the process.
+
+    s3prl's documentation launches with ``python -m torch.distributed.launch``, which since torch 2.0 writes
+    ``--local-rank``, unknown to s3prl (its issue 479); ``torchrun`` leaves the rank to the environment.
+
+    Args:
+        arguments: the command line without the program's name.
+
+    >>> with_local_rank(["--local-rank=1", "-m", "train"])
+    ['--local_rank=1', '-m', 'train']
+    """
+    option = "--local_rank"
+    known = [one.replace("--local-rank", option, 1) if one.startswith("--local-rank") else one for one in arguments]
+    if is_torchelastic_launched() and not any(one.startswith(option) for one in known):
+        known.append(f"{option}={os.environ['LOCAL_RANK']}")
+    return known

@@ -7,6 +7,7 @@ is learned is in ``learner.py``, what is compared in ``systems.py``, who is lear
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM
 from s3prl_metaperser.datasets import Batch
+from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, own_share
 from s3prl_metaperser.errors import exits_on_bad_input
 from s3prl_metaperser.run import Run
 from s3prl_metaperser.upstream.binding import catch_upstream_and_featurizer, modules_of_the_calling_runner
@@ -56,6 +58,8 @@ class DownstreamExpert(nn.Module):
         self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.is_bound = False
+        self._before_gradients = Appointment()
+        keep_buffers_apart(self)
         self._initial = self.run.initial_checkpoint()
         if self._initial is not None:
             self.run.load_initial_weights(self._initial[DOWNSTREAM])
@@ -99,7 +103,11 @@ class DownstreamExpert(nn.Module):
             A dataloader of ``([silent clip], batch)``: one (samples,) float tensor on CPU at 16 kHz, and the utterance
             ids and targets of the batch (``datasets.py``).
         """
-        return self.run.dataloader(split, int(self.batches_seen))
+        batches = self.run.dataloader(split, int(self.batches_seen))
+        if split == "train" and len(batches) == 0 and own_share().rank > 0:
+            # s3prl counts steps on rank 0 only: the other processes would go on asking for batches for ever.
+            sys.exit()
+        return batches
 
     @exits_on_bad_input
     def forward(
@@ -122,6 +130,7 @@ class DownstreamExpert(nn.Module):
             if is_initialized():
                 loss = loss + self.run.of_upstream.nothing_of_the_runners_pass(features)
             self.batches_seen += 1
+            self._before_gradients.keep()
             return loss
         self.run.evaluate(split, batch, records)
         return self.best_score.new_zeros(())
