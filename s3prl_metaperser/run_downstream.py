@@ -11,6 +11,8 @@ The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_d
 - s3prl 0.4 imports with torchaudio 2.9 and huggingface_hub 1, by stand-ins for the names these have dropped. They are
   installed only where a name is missing, and say so when something really needs them.
 - Bad input ends in one line on stderr with exit code 2, before anything is written: :mod:`s3prl_metaperser.preflight`.
+- Launched with several processes by ``torchrun`` or ``torch.distributed.launch``, it knows its rank as these give it
+  today; s3prl's parser knows the flag as torch gave it before version 2.
 - ``-c`` also takes the name of an installed config (``metaperser config`` lists them).
 """
 
@@ -36,8 +38,9 @@ def main() -> None:
     trust_namespaces()
     try:
         from s3prl_metaperser import preflight
+        from s3prl_metaperser.distributed import with_local_rank
 
-        sys.argv[1:] = preflight.check(sys.argv[1:])
+        sys.argv[1:] = preflight.check(with_local_rank(sys.argv[1:]))
     except MetaPerSERError as error:
         raise exit_with(error, PROGRAM) from None
 
