@@ -7,16 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from workshop import LAUNCHER
 
-from s3prl_metaperser import cli
+from s3prl_metaperser import cli, configs
+from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.experiments import reproduce
+from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.plan import Override, Setup
 from s3prl_metaperser.experiments.runs import Upstream
+from s3prl_metaperser.experiments.table1 import table1 as plan_table1
 from s3prl_metaperser.reporting import RESULT_COLUMNS
 from s3prl_metaperser.settings import AnnealingSettings, read_settings
 
@@ -227,6 +233,7 @@ def test_a_folder_holds_one_set_of_settings(out, small_corpus, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"more": ["--scope", "entire", "--recipe", "best"]}, "with --scope entire give --recipe paper"),
         ({"queries": 80}, "has 60 labelled utterances here; shots 4 + queries 80"),
         ({"more": ["-u", "fbank_no_cmv"]}, "did you mean 'fbank_no_cmvn'"),
         ({"more": ["--folds", "9"]}, "--folds 9 asked for, but corpus 'small' has 3"),
@@ -296,32 +303,148 @@ def test_stopped_or_killed_anywhere_and_given_again_it_gives_the_same(out, small
         assert (tmp_path / "out" / name).read_bytes() == (out / name).read_bytes()
 
 
-@pytest.mark.parametrize(("scenario", "given", "steps"), [("seen", None, 6000), ("unseen", None, 20), ("unseen", 7, 7)])
-def test_unseen_trainings_last_in_proportion_to_the_corpus(tmp_path, small_corpus, scenario, given, steps):
-    """200 steps were chosen for 408 training utterances, with ten looks at dev; 48 get 20 steps, unless told."""
-    few = Override(None, "downstream_expert.data.min_annotations", 4)
-    setup = Setup(
-        corpus=small_corpus,
-        out=tmp_path,
+def setup_of(corpus, out, scope, *overrides):
+    return Setup(
+        corpus=corpus,
+        out=out,
         upstream=Upstream("fbank_no_cmvn", None, "cpu"),
         scenarios=("seen", "unseen"),
         folds=1,
-        scope="linear",
+        scope=scope,
         shots=4,
         queries=6,
         episodes=1,
         seed=1,
         threads=1,
-        overrides=(few, *([Override("ssl_e_paper", "runner.total_steps", given)] if given else [])),
+        overrides=(Override(None, "downstream_expert.data.min_annotations", 4), *overrides),
     )
-    assert setup.config("ssl_e_paper", scenario, 1)["runner"]["total_steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("scope", "family", "scenario", "given", "steps"),
+    [
+        ("linear", "ssl_e_paper", "seen", None, 6000),
+        ("linear", "ssl_e_paper", "unseen", None, 20),
+        ("linear", "ssl_e_paper", "unseen", 7, 7),
+        ("entire", "ssl_e_entire", "seen", None, 1500),
+        ("entire", "ssl_e_entire", "unseen", None, 8),
+        ("entire", "multi_few_entire", "unseen", None, 8),
+    ],
+)
+def test_unseen_trainings_last_in_proportion_to_the_corpus(
+    tmp_path, small_corpus, scope, family, scenario, given, steps
+):
+    """200 steps (64 in scope entire) are for 408 training utterances, with ten (8) looks at dev; here are 48."""
+    setup = setup_of(small_corpus, tmp_path, scope, *([Override(family, "runner.total_steps", given)] if given else []))
+    assert setup.config(family, scenario, 1)["runner"]["total_steps"] == steps
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, small_corpus, small_wavlm):
+    """The command line of a Table 1 in scope entire."""
+    out = tmp_path_factory.mktemp("entire") / "out"
+    whole = ["-u", "wavlm_local", "-k", str(small_wavlm), "--scope", "entire", "--scenario", "seen", "--jobs", "2"]
+    shorter = ["runner.gradient_accumulate_steps=2", "downstream_expert.meta.inner_steps=2"]
+    return table1(small_corpus, out, *whole, "--inner-lr", "0.1", settings=shorter)
+
+
+@pytest.fixture(scope="module")
+def made(arguments, cache):
+    """The folder in which it has been made."""
+    assert cli.main(arguments) == 0
+    return Path(arguments[arguments.index("--out") + 1])
+
+
+class TestEntire:
+    """Scope entire: what is run, and Table 1 from end to end through a small WavLM."""
+
+    def test_every_system_of_the_paper_is_a_row_of_its_own(self, made):
+        results = pd.read_csv(made / "results.csv")
+        rows = [*SYSTEMS[:6], "Meta-PerSER"]
+        assert results["system"].drop_duplicates().tolist() == rows
+        assert set(results["scope"]) == {"entire"}
+        table = (made / "table1.md").read_text()
+        assert "coincides" not in table
+        assert "The reference" in table
+        few = {tuple(results.query("system == @one")["miF1"]) for one in ("Linear-Few", "Entire-Few")}
+        assert len(few) == 2
+
+    def test_trainings_move_the_upstream_behind_its_front_end(self, made, small_wavlm):
+        given = torch.load(small_wavlm)["model"]
+        for run in ("ssl_e_entire", "multi_few_entire", "meta_perser_entire-lr0.1"):
+            trained = read_checkpoint(made / f"runs/seen/fold1/{run}/dev-best.ckpt")["Upstream"]
+            moved = {name for name, tensor in given.items() if not torch.equal(tensor, trained[f"model.{name}"])}
+            assert "encoder.layers.1.fc1.weight" in moved
+            assert not any("feature_extractor" in name for name in moved)
+
+    def test_an_evaluation_uses_the_upstream_of_its_checkpoint(self, made, tmp_path):
+        """As given by hand: -e takes everything from SSL-E's checkpoint, and the system is named."""
+        ssl_e, few = (made / f"runs/seen/fold1/{run}" for run in ("ssl_e_entire", "entire_few"))
+        options = f"args.expdir='{tmp_path}',,config.downstream_expert.system='entire_few'"
+        command = [*LAUNCHER, "-m", "evaluate", "-e", ssl_e / "dev-best.ckpt", "--device", "cpu", "-o", options]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert (tmp_path / "predictions.csv").read_bytes() == (few / "predictions.csv").read_bytes()
+
+    def test_given_again_nothing_is_run(self, made, arguments, capsys):
+        assert cli.main([*arguments, "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert not any(line.startswith("to run") for line in lines)
+        for line in lines:
+            if "run_downstream" in line:
+                assert (" -f " in line) == (" -m train " in line), "the upstream is trainable in training"
+
+    def test_each_run_has_the_settings_of_the_scopes_configs(self, tmp_path, small_corpus):
+        setup = setup_of(small_corpus, tmp_path, "entire", Override(None, "downstream_expert.precision", "bfloat16"))
+        runs = {node.name: node.run for node in plan_table1(setup, [0.1], ["paper"]).nodes}
+
+        def installed(config):
+            return yaml.safe_load(configs.find(config).read_text())
+
+        for scenario, ending in (("seen", ""), ("unseen", "_unseen")):
+            for name, config in (
+                ("ssl_e_entire", "ssl_e_entire"),
+                ("multi_few_entire", "multi_few_entire"),
+                ("meta_perser_entire-lr0.1", "meta_perser_entire"),
+            ):
+                run, as_given = runs[f"{scenario}/fold1/{name}"].config, installed(config + ending)
+                assert run["optimizer"] == as_given["optimizer"]
+                assert run["runner"]["gradient_accumulate_steps"] == as_given["runner"]["gradient_accumulate_steps"] > 1
+                assert run["downstream_expert"]["precision"] == "bfloat16"
+            # What adapts in Linear-Few is what adapts in scope linear.
+            for system, config in (("linear_few", "ssl_e_paper"), ("entire_few", "ssl_e_entire")):
+                run = runs[f"{scenario}/fold1/{system}"]
+                assert (
+                    run.config["downstream_expert"]["adaptation"]
+                    == installed(config)["downstream_expert"]["adaptation"]
+                )
+                assert run.checkpoint == tmp_path / f"runs/{scenario}/fold1/ssl_e_entire/dev-best.ckpt"
+        assert len(runs) == 2 * 10
+
+    def test_figure2_has_no_reference_either(self, tmp_path, small_corpus):
+        rows = figure2(setup_of(small_corpus, tmp_path, "entire"), [0.1], ["paper"], [4]).rows
+        assert {row.system for row in rows} == {"Entire-Few", "Meta-PerSER", "Entire-Zero"}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "recordings"
+    write_demo_corpus(folder, seed=0)
+    return folder
 
 
 class TestReproduce:
-    def test_it_goes_from_recordings_to_all_tables(self, tmp_path, cache, capsys):
-        write_demo_corpus(tmp_path / "recordings", seed=0)
+    def test_in_scope_entire_all_experiments_train_the_upstream(self, recordings, small_wavlm, tmp_path, capsys):
+        upstream = ["-u", "wavlm_local", "-k", str(small_wavlm), "--scope", "entire", "--out", str(tmp_path / "out")]
+        short = ["--folds", "1", "--queries", "20", "--dry-run"]
+        assert reproduce.main([str(recordings), *upstream, *short]) == 0
+        planned = capsys.readouterr().out
+        experiments = planned.split("# ")[1:]
+        assert [one.split(":")[0] for one in experiments] == ["table1", "table2", "figure2"]
+        assert all("meta_perser_entire" in one and "meta_perser_paper" not in one for one in experiments)
+
+    def test_it_goes_from_recordings_to_all_tables(self, recordings, tmp_path, cache, capsys):
         arguments = [
-            *(str(tmp_path / "recordings"), "-u", "fbank_no_cmvn", "--out", str(tmp_path / "out"), "--name", "Demo"),
+            *(str(recordings), "-u", "fbank_no_cmvn", "--out", str(tmp_path / "out"), "--name", "Demo"),
             *("--scenario", "unseen", "--folds", "1", "--queries", "20", "--episodes", "1", "--jobs", "2"),
             *("--shots", "8", "--figure-shots", "4", "8", "--inner-lr", "0.1", "--set", *SHORT),
         ]

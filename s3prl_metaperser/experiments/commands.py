@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3prl_metaperser.errors import MetaPerSERError
+
 if TYPE_CHECKING:
     from s3prl_metaperser.experiments.experiment import Experiment
     from s3prl_metaperser.experiments.launchers import Launcher
     from s3prl_metaperser.experiments.plan import Setup
+    from s3prl_metaperser.settings import Recipe
 
 T = TypeVar("T")
 
@@ -105,8 +108,8 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         nargs="+",
         choices=["best", "paper"],
-        default=["best", "paper"],
-        help="of Meta-PerSER, a row each; the first is compared with the other systems, which are the paper's",
+        help="of Meta-PerSER, a row each; the first is compared with the other systems, which are the paper's "
+        "(default: best paper; paper with --scope entire)",
     )
 
 
@@ -118,9 +121,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scenario", nargs="+", choices=["seen", "unseen"], default=["seen", "unseen"], help="of the paper")
     add(
         "--scope",
-        choices=["head", "linear"],
+        choices=["head", "linear", "entire"],
         default="linear",
-        help="what adapts: two linear layers, or the weighted sum too",
+        help="what adapts: two linear layers, the weighted sum too, or the upstream too (entire, the paper's: a GPU's "
+        "work; see --set)",
     )
     add("--folds", type=_positive, metavar="N", help="only the first N folds; all by default")
     add("--queries", type=_positive, default=128, metavar="Q", help="clips to score")
@@ -141,7 +145,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[CONFIG:]KEY=VALUE",
         help="further settings of all configs, or of one: downstream_expert.data.min_annotations=24, "
-        "ssl_e_unseen:runner.total_steps=400",
+        "ssl_e_unseen:runner.total_steps=400; with --scope entire, downstream_expert.precision=bfloat16 and "
+        "downstream_expert.entire.chunk_seconds=16 save memory",
     )
     add("--seed", type=int, default=1337, help="of initial weights and all draws")
     add("--threads", type=_positive, default=1, metavar="N", help="CPU threads of each run")
@@ -215,6 +220,26 @@ def make_setup(args: argparse.Namespace, corpus: Path, out: Path, shots: int) ->
     )
 
 
+def recipes_of(args: argparse.Namespace) -> list[Recipe]:
+    """Give the recipes that a command line asks for, or those that its scope has.
+
+    Raises:
+        MetaPerSERError: for a recipe that has no configs in that scope.
+    """
+    from s3prl_metaperser.experiments.plan import RECIPES
+
+    available = RECIPES[args.scope]
+    if args.recipe is None:
+        return list(available)
+    for recipe in args.recipe:
+        if recipe not in available:
+            raise MetaPerSERError(
+                f"--recipe {recipe} adapts a listener's naming, on an upstream that is not trained; with --scope "
+                f"{args.scope} give --recipe {' '.join(available)}"
+            )
+    return unique(args.recipe)
+
+
 def make_launcher(args: argparse.Namespace) -> Launcher:
     """Make what starts the runs that a command line asks for."""
     from s3prl_metaperser.experiments.launchers import local_launcher
@@ -266,7 +291,7 @@ def _run(args: argparse.Namespace) -> int:
 def _table1(args: argparse.Namespace) -> Experiment:
     from s3prl_metaperser.experiments.table1 import table1
 
-    return table1(make_setup(args, args.corpus, args.out, args.shots), args.inner_lr, unique(args.recipe))
+    return table1(make_setup(args, args.corpus, args.out, args.shots), args.inner_lr, recipes_of(args))
 
 
 def _table2(args: argparse.Namespace) -> Experiment:
@@ -279,4 +304,4 @@ def _figure2(args: argparse.Namespace) -> Experiment:
     from s3prl_metaperser.experiments.figure2 import figure2
 
     setup = make_setup(args, args.corpus, args.out, args.train_shots)
-    return figure2(setup, args.inner_lr, unique(args.recipe), unique(args.shots))
+    return figure2(setup, args.inner_lr, recipes_of(args), unique(args.shots))

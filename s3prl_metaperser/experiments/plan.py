@@ -1,7 +1,8 @@
 """What the experiments are made of: the settings that they share, and the runs that they share.
 
 One folder (``--out``) holds one set of settings. SSL-E is trained once in it for each recipe, scenario and fold,
-whichever experiments need it; features are extracted once for each recipe, by a first run that the others wait for.
+whichever experiments need it. The features of a frozen upstream are extracted once for each recipe, by a first run
+that the others wait for; in scope ``entire`` only trainings look at them, and the first of these extracts them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ META_PERSER = "meta_perser"
 UNNAMED: Recipe = "best"
 BASELINES_RECIPE: Recipe = "paper"
 """What the systems other than Meta-PerSER are made by, which are the paper's."""
+RECIPES: Mapping[Scope, tuple[Recipe, ...]] = {
+    "head": ("best", "paper"),
+    "linear": ("best", "paper"),
+    "entire": (BASELINES_RECIPE,),
+}
+"""The recipes of Meta-PerSER that a scope has configs for, in the order of preference."""
 
 CONFIG_ROOTS = ("runner", "optimizer", "scheduler", "downstream_expert")
 OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio", "train_dataloader")
@@ -40,7 +47,7 @@ OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio", "train_dataloader")
 
 LENGTHS_CHOSEN_ON = 408
 """Training utterances of the corpus on which the lengths of the unseen scenario's configs were chosen."""
-IN_PROPORTION = (SSL_E, f"{SSL_E}_paper", MULTI_FEW)
+IN_PROPORTION = (SSL_E, f"{SSL_E}_paper", f"{SSL_E}_entire", MULTI_FEW, f"{MULTI_FEW}_entire")
 """Those of them that train for so many epochs, as dev cannot tell when to stop; larger corpora take more steps."""
 
 
@@ -152,7 +159,7 @@ class Setup:
         scenario, fold = self.cells[0]
         self._check_overrides(scenario)
         with tempfile.TemporaryDirectory() as folder:
-            family = family_of(SSL_E, BASELINES_RECIPE)
+            family = self.family(SSL_E, BASELINES_RECIPE)
             run = self.run(f"{scenario}/fold{fold}/{family}", "train", self.config(family, scenario, fold))
             upstream = replace(self.upstream, device="cpu") if runs_are_elsewhere else self.upstream
             run = replace(run, folder=Path(folder), upstream=upstream)
@@ -215,8 +222,12 @@ class Setup:
 
     def _settings(self, scenario: Scenario) -> Settings:
         """Give what a scenario's runs have in common, for who is dealt into which fold."""
-        family = family_of(SSL_E, BASELINES_RECIPE)
+        family = self.family(SSL_E, BASELINES_RECIPE)
         return read_settings(self._overridden(self._installed(family, scenario), family, scenario)["downstream_expert"])
+
+    def family(self, config: str, recipe: Recipe) -> str:
+        """Name a recipe's variety of a config in this setup's scope; see :func:`family_of`."""
+        return family_of(config, recipe, self.scope)
 
     def config(
         self,
@@ -246,6 +257,9 @@ class Setup:
             utterances = len(self.splits[scenario, fold].aggregated)
             runner["eval_step"] = max(1, round(runner["eval_step"] * utterances / LENGTHS_CHOSEN_ON))
             runner["total_steps"] = runner["save_step"] = evaluations * runner["eval_step"]
+        if self.scope == "entire":
+            # Nothing here goes on from an earlier state, and each is as large as three upstreams (Adam's moments).
+            runner["max_keep"] = 1
         expert = config["downstream_expert"]
         expert |= {"corpus": str(self.corpus.resolve()), "scope": self.scope, "scenario": scenario, "fold": fold}
         expert["episodes"] |= {"shots": self.shots, "queries": self.queries, "number": self.episodes}
@@ -281,8 +295,14 @@ class Setup:
         return self.out.resolve() / "runs" / name
 
 
-def family_of(config: str, recipe: Recipe) -> str:
-    """Name a recipe's variety of a config: ``ssl_e`` is the best recipe's, ``ssl_e_paper`` the paper's."""
+def family_of(config: str, recipe: Recipe, scope: Scope) -> str:
+    """Name a recipe's variety of a config.
+
+    >>> [family_of("ssl_e", recipe, "linear") for recipe in ("best", "paper")], family_of("ssl_e", "paper", "entire")
+    (['ssl_e', 'ssl_e_paper'], 'ssl_e_entire')
+    """
+    if scope == "entire":
+        return f"{config}_entire"
     return config if recipe == UNNAMED else f"{config}_{recipe}"
 
 
@@ -359,8 +379,14 @@ class Plan:
         name = f"{scenario}/fold{fold}/{own}{of_k}"
         if name in self._nodes:
             return name
-        family = MULTI_FEW if system == "multi_few" else family_of(SSL_E, recipe)
-        config = self.setup.config(family, scenario, fold, {"system": system}, shots)
+        of_multi_few = self.setup.family(MULTI_FEW, UNNAMED)
+        family = of_multi_few if system == "multi_few" else self.setup.family(SSL_E, recipe)
+        change: dict[str, Any] = {"system": system}
+        if system == "linear_few" and self.setup.scope == "entire":
+            # What adapts is what adapts in scope linear, at rates that would wreck an upstream.
+            linear = self.setup.config(family_of(SSL_E, recipe, "linear"), scenario, fold)
+            change["adaptation"] = linear["downstream_expert"]["adaptation"]
+        config = self.setup.config(family, scenario, fold, change, shots)
         if system == "random":
             return self._add(self.setup.run(name, "evaluate", config), after=self._first(recipe))
         training = self._trained(family, scenario, fold, recipe)
@@ -386,7 +412,7 @@ class Plan:
         Returns:
             The name of the evaluation.
         """
-        family = family_of(META_PERSER, variant.recipe)
+        family = self.setup.family(META_PERSER, variant.recipe)
         own = f"{scenario}/fold{fold}/{family}" + (f"-{variant.name}" if variant.name else "")
         of_k = "" if shots in (None, self.setup.shots) else f"-k{shots}"
         name = f"{own}{of_k}"
@@ -413,12 +439,12 @@ class Plan:
     def _meta_train(
         self, name: str, scenario: Scenario, fold: int, variant: Variant, change: Mapping[str, Any]
     ) -> None:
-        family = family_of(META_PERSER, variant.recipe)
+        family = self.setup.family(META_PERSER, variant.recipe)
         if not variant.from_ssl:
             run = self.setup.run(name, "train", self.setup.config(family, scenario, fold, change))
             self._add(run, after=self._first(variant.recipe))
             return
-        start = self._trained(family_of(SSL_E, variant.recipe), scenario, fold, variant.recipe)
+        start = self._trained(self.setup.family(SSL_E, variant.recipe), scenario, fold, variant.recipe)
         config = self.setup.config(family, scenario, fold, {**change, "init_from": str(self._best(start))})
         self._add(self.setup.run(name, "train", config), start)
 
@@ -430,10 +456,12 @@ class Plan:
             self._add(run, after=self._first(recipe))
         return name
 
-    def _first(self, recipe: Recipe) -> str:
-        """Give the run that extracts a recipe's features of the whole corpus, and does little else."""
+    def _first(self, recipe: Recipe) -> str | None:
+        """Give the run that extracts a recipe's features of the whole corpus, and does little else, if there is one."""
+        if self.setup.scope == "entire":
+            return None
         scenario, fold = self.setup.cells[0]
-        family = family_of(SSL_E, recipe)
+        family = self.setup.family(SSL_E, recipe)
         name = f"{scenario}/fold{fold}/random" + ("" if recipe == BASELINES_RECIPE else f"-{recipe}")
         if name not in self._nodes:
             config = self.setup.config(family, scenario, fold, {"system": "random"})

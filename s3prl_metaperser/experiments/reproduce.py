@@ -20,6 +20,7 @@ from s3prl_metaperser.experiments.commands import (
     add_run_arguments,
     add_shots,
     make_setup,
+    recipes_of,
     run_all,
     unique,
 )
@@ -64,6 +65,7 @@ def reproduce(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
+    recipes = recipes_of(args)
     _prepare(args.root, args.name, corpus)
     from s3prl_metaperser.experiments.figure2 import figure2
     from s3prl_metaperser.experiments.table1 import table1
@@ -73,9 +75,9 @@ def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
     return run_all(
         args,
         [
-            lambda: table1(setup, args.inner_lr, unique(args.recipe)),
+            lambda: table1(setup, args.inner_lr, recipes),
             lambda: table2(setup, args.inner_lr),
-            lambda: figure2(setup, args.inner_lr, unique(args.recipe), unique(args.figure_shots)),
+            lambda: figure2(setup, args.inner_lr, recipes, unique(args.figure_shots)),
         ],
     )
 

@@ -110,10 +110,16 @@ class Run:
     threads: int
     checkpoint: Path | None = None
 
+    @property
+    def trains_upstream(self) -> bool:
+        """Whether the upstream learns too, which s3prl must be told beside the config."""
+        return self.mode == "train" and self.config["downstream_expert"]["scope"] == "entire"
+
     def arguments(self) -> list[str]:
         """Give the command line after the program's name."""
         return [
             *["-m", self.mode, "-d", "metaperser", *self.upstream.arguments()],
+            *(["-f"] if self.trains_upstream else []),
             *["-c", str(self.folder / CONFIG), "-p", str(self.folder), "--seed", str(self.seed)],
             *(["-i", str(self.checkpoint)] if self.checkpoint else []),
         ]
