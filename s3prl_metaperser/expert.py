@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM
 from s3prl_metaperser.datasets import Batch
-from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, own_share
+from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, nothing_of, own_share
 from s3prl_metaperser.errors import exits_on_bad_input
 from s3prl_metaperser.run import Run
 from s3prl_metaperser.upstream.binding import catch_upstream_and_featurizer, modules_of_the_calling_runner
@@ -128,7 +128,7 @@ class DownstreamExpert(nn.Module):
         if split == "train":
             loss = self.run.training_loss(batch, int(self.batches_seen), records)
             if is_initialized():
-                loss = loss + self.run.of_upstream.nothing_of_the_runners_pass(features)
+                loss = loss + nothing_of(features)
             self.batches_seen += 1
             self._before_gradients.keep()
             return loss
