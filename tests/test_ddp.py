@@ -1,0 +1,192 @@
+"""Training on two processes, launched as s3prl's documentation says: the same training as on one.
+
+s3prl means two GPUs. Here are two processes on the CPU, so that what it hard-codes for CUDA is patched, and only that.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import yaml
+from workshop import Workshop, downstream_state, same_weights
+
+# Runs s3prl's runner. Each process leaves the gradients of each step, and how long the clips were that its upstream
+# saw; all but rank 0 get a folder of their own for whatever they write.
+SCRIPT = """
+import os, sys, torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from s3prl.downstream import runner
+from s3prl_metaperser.run_downstream import main
+
+torch.cuda.set_device = lambda device: None
+runner.DDP = lambda module, device_ids, **settings: DistributedDataParallel(module, **settings)
+
+steps, clips = [], []
+def record_gradients(optimizer, *_):
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    steps.append([torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in tensors])
+def record_clips(module, arguments):
+    if hasattr(module, "get_downsample_rates") and not isinstance(module, DistributedDataParallel):
+        clips.extend(len(wav) for wav in arguments[0])
+register_optimizer_step_pre_hook(record_gradients)
+register_module_forward_pre_hook(record_clips)
+
+place = sys.argv.index("-p") + 1 if "-p" in sys.argv else None
+rank = int(os.environ.get("RANK", 0))
+folder = f"{sys.argv[place]}-rank{rank}" if place else ""
+if place and rank > 0:
+    sys.argv[place] = folder
+try:
+    main()
+finally:
+    if place:
+        torch.save({"steps": steps, "clips": clips}, f"{folder}.pt")
+"""
+LONGEST_SECONDS = 150
+RUNNER = {"total_steps": 2, "eval_step": 1, "save_step": 1, "gradient_clipping": 1.0e6}
+
+
+class Ranks(Workshop):
+    """A workshop whose runs are of one process or of two, and never hang for ever."""
+
+    def __init__(self, root: Path, corpus: Path, upstream: list[str]) -> None:
+        super().__init__(root, corpus, upstream)
+        self.script = root / "script.py"
+        self.script.write_text(SCRIPT)
+
+    def on_two(self, launcher: str = "torch.distributed.launch") -> list[str]:
+        two = ["--standalone", "--nproc_per_node", "2"]
+        return [sys.executable, "-m", launcher, *two, str(self.script), "--backend", "gloo"]
+
+    def launch(self, command: list[str]) -> subprocess.CompletedProcess:
+        process = subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            said = process.communicate(timeout=LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torch's launcher then ends its own
+            said = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, *said)
+
+    def plain_descent(self, config: Path, batches: int) -> Path:
+        """The config with an optimizer that does not blow rounding up, as Adam does, and some batches a step."""
+        settings = yaml.safe_load(config.read_text())
+        settings["optimizer"] = {"name": "TorchOptim", "torch_optim_name": "SGD", "lr": 0.05}
+        settings["runner"]["gradient_accumulate_steps"] = batches
+        path = config.with_stem(f"{config.stem}-{batches}")
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    def train_on_two_and_one(self, config: Path) -> "Ranks":
+        """Two batches a step on each of two ranks, and then four on one process."""
+        done = self.train("two", self.plain_descent(config, 2), program=self.on_two())
+        self.said = done.stdout + done.stderr
+        self.train("one", self.plain_descent(config, 4), program=[sys.executable, str(self.script)])
+        return self
+
+    def recorded(self, run: str, rank: int = 0) -> dict:
+        return torch.load(self.root / f"{run}-rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def new_ranks(tmp_path_factory, small_corpus, small_wavlm):
+    def new(*flags: str) -> Ranks:
+        upstream = ["-u", "wavlm_local", "-k", str(small_wavlm), *flags]
+        return Ranks(tmp_path_factory.mktemp("ranks"), small_corpus, upstream)
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def meta_entire(new_ranks):
+    """Meta-PerSER through the upstream, with annealing by what all ranks have trained."""
+    shop = new_ranks("-f")
+    config = shop.config(
+        "meta_perser_entire",
+        RUNNER,
+        init_from=None,
+        meta={"inner_steps": 2, "annealing": {"fraction": 0.3, "over": "training"}},
+        adaptation={"steps": [1, 2]},
+    )
+    return shop.train_on_two_and_one(config)
+
+
+@pytest.fixture(scope="module")
+def ssl_entire(new_ranks):
+    """SSL-E through the upstream, with its dropout, on one layer: DDP waits for the others' gradients all the same."""
+    shop = new_ranks("-f", "-l", "1")
+    return shop.train_on_two_and_one(shop.config("ssl_e_entire", RUNNER))
+
+
+@pytest.fixture(scope="module")
+def meta_linear(new_ranks):
+    """Meta-PerSER on cached features, two annotators a batch."""
+    shop = new_ranks()
+    meta = {"inner_steps": 2, "tasks_per_batch": 2}
+    return shop.train_on_two_and_one(shop.config("meta_perser_paper", RUNNER, init_from=None, meta=meta))
+
+
+@pytest.mark.parametrize("name", ["meta_entire", "ssl_entire", "meta_linear"])
+def test_two_ranks_take_the_steps_of_one_process(request, name):
+    """Before each step of the optimizer the same gradients, and after the last one the same weights."""
+    shop = request.getfixturevalue(name)
+    two, other, one = (shop.recorded(*run)["steps"] for run in [("two",), ("two", 1), ("one",)])
+    assert len(two) == len(other) == len(one) == 2
+    for number, expected in enumerate(one):
+        whole = torch.cat([tensor.flatten() for tensor in expected]).norm()
+        assert whole > 0.1
+        # Before any step the two differ by the order of summation; later, their weights do too.
+        smallest = 1e-7 if number == 0 else 1e-2 * whole
+        for gradient, same, tensor in zip(two[number], other[number], expected, strict=True):
+            assert torch.equal(gradient, same)
+            assert (gradient - tensor).norm() <= 1e-6 * max(tensor.norm(), smallest)
+    weights, expected = (downstream_state(shop.root / run / "states-2.ckpt") for run in ("two", "one"))
+    assert (weights.pop("batches_seen"), expected.pop("batches_seen")) == (4, 8)
+    assert weights.keys() == expected.keys()
+    for key, tensor in expected.items():
+        if isinstance(tensor, torch.Tensor):
+            torch.testing.assert_close(weights[key], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_rank_0_alone_evaluates_writes_and_speaks(meta_entire):
+    """After each of two steps, while the other rank waits; and both come to an end."""
+    root = meta_entire.root
+    assert list((root / "two-rank1").iterdir()) == []
+    written = {path.name for path in (root / "two").iterdir()}
+    assert {"dev-best.ckpt", "states-1.ckpt", "states-2.ckpt", "results.csv", "tuning.csv"} <= written
+    assert meta_entire.said.count("] seen fold1: test E1") == 1
+    assert meta_entire.said.count("] Meta-PerSER on test") == 2
+
+
+def test_a_checkpoint_of_two_ranks_is_evaluated_by_one_process(meta_entire):
+    root = meta_entire.root
+    meta_entire.evaluate(root / "two/dev-best.ckpt", "again")
+    for name in ("results.csv", "predictions.csv"):
+        assert (root / "again" / name).read_text() == (root / "two" / name).read_text()
+
+
+def test_two_ranks_resume_to_the_same_bits(meta_entire):
+    root = meta_entire.root
+    elsewhere = f"args.expdir='{root / 'resumed'}'"
+    program = meta_entire.on_two("torch.distributed.run")
+    meta_entire.run("-m", "train", "-e", root / "two/states-1.ckpt", "-o", elsewhere, program=program)
+    assert same_weights(root / "two/states-2.ckpt", root / "resumed/states-2.ckpt")
+
+
+def test_one_rank_fills_the_feature_cache_for_both(meta_linear, small_corpus):
+    lengths = sorted(len(soundfile.read(path)[0]) for path in (small_corpus / "audio").iterdir())
+    seen = [meta_linear.recorded("two", rank)["clips"] for rank in (0, 1)]
+    real = [sorted(length for length in own if length in lengths) for own in seen]
+    assert sorted(real, key=len) == [[], lengths]
