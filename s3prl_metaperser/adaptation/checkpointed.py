@@ -108,20 +108,18 @@ class _Sweep:
         for part in self.objective.parts:
             with torch.enable_grad(), _differentiable_twice(True):
                 slopes = torch.autograd.grad(part(leaves), list(leaves.values()), create_graph=True, allow_unused=True)
-                curved = [(slope, v) for slope, v in zip(slopes, scaled, strict=True) if _has_graph(slope)]
                 for place, (slope, v) in enumerate(zip(slopes, vector, strict=True)):
                     if slope is not None:
                         along[place] = along[place] - torch.dot(v.flatten(), slope.detach().flatten())
+                curved = [slope for slope in slopes if slope is not None and slope.requires_grad]
+                cotangents = [
+                    v for slope, v in zip(slopes, scaled, strict=True) if slope is not None and slope.requires_grad
+                ]
                 if curved:
-                    outputs, cotangents = zip(*curved, strict=True)
-                    more = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
-                    products.add(more)
-            del slopes, curved
+                    products.add(torch.autograd.grad(curved, inputs, cotangents, allow_unused=True))
+            # What is of this part must be gone before the next part's graph is built.
+            del slope, slopes, curved
         return products.totals[: len(leaves)], products.totals[len(leaves) :], along
-
-
-def _has_graph(slope: Tensor | None) -> bool:
-    return slope is not None and slope.requires_grad
 
 
 def _differentiable_twice(second_order: bool) -> Any:

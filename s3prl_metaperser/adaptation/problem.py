@@ -56,6 +56,8 @@ class Objective:
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
                 total = loss.detach() if total is None else total + loss.detach()
                 summed.add(gradients)
+                # What is of this part must be gone before the next part's graph is built.
+                del loss, gradients
         if total is None:
             raise ValueError("an objective needs at least one part")
         filled = zip(summed.totals, leaves.values(), strict=True)
