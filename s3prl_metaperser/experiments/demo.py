@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.experiments.preparation import prepare
 
 FOLDS = 2
 QUERIES = 64
@@ -28,10 +29,6 @@ def run_demo(out: Path, seed: int) -> int:
     Returns:
         The exit code: 1 where a run failed.
     """
-    from s3prl_metaperser.corpus.iemocap import prepare_iemocap
-    from s3prl_metaperser.corpus.manifest import write_corpus
-    from s3prl_metaperser.corpus.report import summary
-    from s3prl_metaperser.corpus.synthetic import write_demo_corpus
     from s3prl_metaperser.experiments.conduct import conduct, tell
     from s3prl_metaperser.experiments.launchers import local_launcher
     from s3prl_metaperser.experiments.plan import Override, Setup
@@ -39,19 +36,10 @@ def run_demo(out: Path, seed: int) -> int:
     from s3prl_metaperser.experiments.table1 import table1
 
     begin = time.monotonic()
-    recordings, corpus_folder = out / f"recordings-seed{seed}", out / "corpus"
-    if not recordings.exists():
-        _say(f"making synthetic recordings and listeners in {recordings}")
-        unfinished = recordings.with_name(f"{recordings.name}.part")
-        write_demo_corpus(unfinished, seed=seed, overwrite=True)
-        unfinished.rename(recordings)
-    _say(f"metaperser prepare iemocap {recordings} --out {corpus_folder}")
-    corpus, report = prepare_iemocap(recordings)
-    write_corpus(corpus, corpus_folder, overwrite=True)
-    print(summary(corpus, report))
-    _say(f"training and comparing, {FOLDS} of 5 folds, both scenarios (log files in {out / 'runs'})")
+    corpus = make_corpus(out, seed)
+    say(f"training and comparing, {FOLDS} of 5 folds, both scenarios (log files in {out / 'runs'})")
     setup = Setup(
-        corpus=corpus_folder,
+        corpus=corpus,
         out=out,
         upstream=Upstream("fbank_no_cmvn", None, "cpu"),
         scenarios=("seen", "unseen"),
@@ -76,11 +64,35 @@ def run_demo(out: Path, seed: int) -> int:
         "Entire-Zero is the average listener's model, Entire-Few the same one fine-tuned on 32 clips of the new "
         "listener, Meta-PerSER the meta-learned one adapted to the same 32 clips."
     )
-    _say(f"done in {time.monotonic() - begin:.0f} s")
+    say(f"done in {time.monotonic() - begin:.0f} s")
     return code
 
 
-def _say(what: str) -> None:
+def make_corpus(out: Path, seed: int) -> Path:
+    """Make recordings and listeners, read them as IEMOCAP is read, and give the folder of the corpus.
+
+    Args:
+        out: of the demo; what is there already is kept.
+        seed: of recordings and listeners.
+
+    Raises:
+        MetaPerSERError: when the folder holds another corpus.
+    """
+    from s3prl_metaperser.corpus.synthetic import write_demo_corpus
+
+    recordings, corpus = out / f"recordings-seed{seed}", out / "corpus"
+    if not recordings.exists():
+        say(f"making synthetic recordings and listeners in {recordings}")
+        unfinished = recordings.with_name(f"{recordings.name}.part")
+        write_demo_corpus(unfinished, seed=seed, overwrite=True)
+        unfinished.rename(recordings)
+    say(f"metaperser prepare iemocap {recordings} --out {corpus}")
+    prepare(recordings, corpus)
+    return corpus
+
+
+def say(what: str) -> None:
+    """Tell on stderr what comes next."""
     print(f"==> {what}", file=sys.stderr, flush=True)
 
 

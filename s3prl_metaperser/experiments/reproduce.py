@@ -24,6 +24,7 @@ from s3prl_metaperser.experiments.commands import (
     run_all,
     unique,
 )
+from s3prl_metaperser.experiments.preparation import prepare
 
 INTERRUPTED = 130
 """The exit code shells give to a program that was stopped by Ctrl-C."""
@@ -66,7 +67,7 @@ def reproduce(args: argparse.Namespace) -> int:
 
 def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
     recipes = recipes_of(args)
-    _prepare(args.root, args.name, corpus)
+    prepare(args.root, corpus, args.name)
     from s3prl_metaperser.experiments.figure2 import figure2
     from s3prl_metaperser.experiments.table1 import table1
     from s3prl_metaperser.experiments.table2 import table2
@@ -80,26 +81,6 @@ def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
             lambda: figure2(setup, args.inner_lr, recipes, unique(args.figure_shots)),
         ],
     )
-
-
-def _prepare(root: Path, name: str, folder: Path) -> None:
-    """Prepare the corpus, unless it is there already.
-
-    Raises:
-        MetaPerSERError: when the recordings cannot be used, or the folder holds the corpus of others.
-    """
-    from s3prl_metaperser.corpus.iemocap import prepare_iemocap
-    from s3prl_metaperser.corpus.manifest import CORPUS_FILE, load_corpus, write_corpus
-    from s3prl_metaperser.corpus.report import summary
-
-    corpus, report = prepare_iemocap(root, name=name)
-    if not (folder / CORPUS_FILE).exists():
-        write_corpus(corpus, folder)
-        print(summary(corpus, report))
-        return
-    found = load_corpus(folder)
-    if found.root.resolve() != corpus.root.resolve() or not found.annotations.equals(corpus.annotations):
-        raise MetaPerSERError(f"{folder} was prepared from {found.root}, not from {root}; give another --out")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
