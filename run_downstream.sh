@@ -10,6 +10,10 @@ usage: ./run_downstream.sh SUBCOMMAND
 
   demo    make a synthetic corpus, train SSL-E and Meta-PerSER on it with s3prl's runner, compare the systems on a
           listener none of them knew; results go to result/demo/ (under 5 minutes on 2 cores, after installation)
+  demo-entire [OPTION ...]
+          the speech model itself trained, meta-trained and adapted (-f, scope entire) by s3prl's own commands, and a
+          training that is killed and resumed; results go to result/demo-entire/ (under 3 minutes on 2 cores, with a
+          small WavLM of random weights; another: --upstream wavlm_local --upstream-ckpt FILE --device cuda)
   reproduce IEMOCAP_ROOT [OPTION ...]
           the paper's whole experiment: prepare IEMOCAP, all systems, Table 1, Table 2, Figure 2 and a report; for
           example --upstream wavlm_base --device cuda --out result/wavlm_base (reproduce --help lists all options)
@@ -87,6 +91,13 @@ demo() {
     "$PYTHON" -u -m s3prl_metaperser.experiments.demo --out result/demo
 }
 
+# demo-entire [OPTION ...]: as for reproduce, paths that are given are relative to the folder that this was called in.
+demo_entire() {
+    install ""
+    cd "$CALLED_FROM"
+    "$PYTHON" -u -m s3prl_metaperser.experiments.demo_entire --out "$ROOT/result/demo-entire" "$@"
+}
+
 # reproduce IEMOCAP_ROOT [OPTION ...]: paths are relative to the folder that this was called in.
 reproduce() {
     install ""
@@ -94,11 +105,20 @@ reproduce() {
     "$PYTHON" -u -m s3prl_metaperser.experiments.reproduce "$@"
 }
 
-# Help needs no installation: only the standard library is imported for it.
-reproduce_help() {
+# show_help MODULE: help needs no installation, since only the standard library is imported for it.
+show_help() {
     local python="${PYTHON:-python3}"
     check_python "$python"
-    PYTHONPATH="$ROOT" "$python" -m s3prl_metaperser.experiments.reproduce --help
+    PYTHONPATH="$ROOT" "$python" -m "s3prl_metaperser.experiments.$1" --help
+}
+
+# asks_for_help ARGUMENT ...: whether -h or --help is among the arguments.
+asks_for_help() {
+    local argument
+    for argument in "$@"; do
+        [[ "$argument" = -h || "$argument" = --help ]] && return
+    done
+    return 1
 }
 
 # Fails on what is no copy of IEMOCAP, nor a folder that holds one, before minutes go into an installation.
@@ -136,13 +156,10 @@ case "${1:-}" in
             say "error: '$1' takes no arguments, but got: ${*:2}"
             exit 2
         fi ;;
+    demo-entire)
+        if asks_for_help "${@:2}"; then show_help demo_entire; exit 0; fi ;;
     reproduce)
-        for argument in "${@:2}"; do
-            if [[ "$argument" = -h || "$argument" = --help ]]; then
-                reproduce_help
-                exit 0
-            fi
-        done
+        if asks_for_help "${@:2}"; then show_help reproduce; exit 0; fi
         check_recordings "${2:-}" ;;
     "" | -h | --help | help) usage; exit 0 ;;
     *) say "error: no subcommand '$1'"; usage >&2; exit 2 ;;
@@ -151,6 +168,7 @@ choose_environment
 cd "$ROOT"
 case "$1" in
     demo) demo ;;
+    demo-entire) demo_entire "${@:2}" ;;
     reproduce) reproduce "${@:2}" ;;
     test) run_tests ;;
     setup) install ""; say "installed; next: source $(dirname "$PYTHON")/activate && metaperser --help" ;;

@@ -18,16 +18,13 @@ from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Var
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.table1 import few_name, fine_tuned, has_reference, row_name
 from s3prl_metaperser.experiments.tables import write_tables
-from s3prl_metaperser.settings import Recipe, Scope, SystemName
+from s3prl_metaperser.settings import Recipe, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES
 
 SHOTS = (2, 4, 8, 16, 32, 64)
+FLAT: tuple[SystemName, ...] = ("entire_zero", "reference")
+"""Systems that make no use of the K clips: what they score at one K they score at each."""
 REFERENCE = DISPLAY_NAMES["reference"]
-
-
-def flat_systems(scope: Scope) -> list[SystemName]:
-    """Name the systems that make no use of the K clips: what they score at one K they score at each."""
-    return ["entire_zero", *(["reference"] if has_reference(scope) else [])]
 
 
 def figure2(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe], shots: Sequence[int]) -> Experiment:
@@ -60,7 +57,7 @@ def figure2(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe],
             for recipe in reversed(recipes):
                 node = plan.meta_perser(scenario, fold, Variant(recipe), inner_lrs, k)
                 rows.append(Row(row_name(recipe, recipes), scenario, fold, node, k))
-            for system in flat_systems(setup.scope):
+            for system in (one for one in FLAT if one != "reference" or has_reference(setup.scope)):
                 recipe = recipes[0] if DISPLAY_NAMES[system] == REFERENCE else BASELINES_RECIPE
                 node = plan.evaluated(system, scenario, fold, recipe=recipe)
                 rows.append(Row(DISPLAY_NAMES[system], scenario, fold, node, k))
@@ -80,7 +77,7 @@ def figure2(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe],
 
 def present(out: Path, title: str, record: Record, results: pd.DataFrame) -> list[Section]:
     """Write the figure and its numbers, and give them to the report; arguments as for Table 1."""
-    flat = {DISPLAY_NAMES[system] for system in flat_systems("linear")}.intersection(results["system"])
+    flat = {DISPLAY_NAMES[system] for system in FLAT}.intersection(results["system"])
     notes = [
         *record.notes,
         f"{', '.join(sorted(flat))}: one evaluation, shown at every K, since the K clips make no difference to it.",

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.launchers import Launched, Launcher
-from s3prl_metaperser.experiments.runs import DEV_RESULTS, LOG, Run
+from s3prl_metaperser.experiments.runs import DEV_RESULTS, LOG, Run, last_words
 from s3prl_metaperser.settings import MetricName
 
 State = Literal["done before", "done", "failed", "not run"]
@@ -237,7 +237,7 @@ class _Execution:
         ended = datetime.now(timezone.utc)
         missing = one.run.missing_output()
         if reason is not None:
-            self._fail(one.run, f"{reason}: {one.run.last_words()}")
+            self._fail(one.run, f"{reason}: {last_words(one.run.folder / LOG)}")
         elif missing is not None:
             self._fail(one.run, f"ended well, but left no {missing}: is eval_step above total_steps?")
         else:

@@ -130,7 +130,7 @@ class Run:
 
     def thread_limits(self) -> dict[str, str]:
         """Give the environment variables by which numerical libraries keep to :attr:`threads`."""
-        return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        return thread_limits(self.threads)
 
     def environment(self) -> dict[str, str]:
         """Give the environment of the process."""
@@ -205,11 +205,17 @@ class Run:
         }
         write_text(self.folder / DONE, json.dumps(record, indent=2) + "\n")
 
-    def last_words(self) -> str:
-        """Give the last line of the log."""
-        try:
-            text = (self.folder / LOG).read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return "it left no log"
-        said = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-        return said[-1] if said else "it said nothing"
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """Give the environment variables by which numerical libraries keep to a number of CPU threads."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+def last_words(log: Path) -> str:
+    """Give the last line of a log."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return "it left no log"
+    said = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    return said[-1] if said else "it said nothing"
