@@ -83,7 +83,8 @@ def train_evaluate_resume(shop: ForkedWorkshop, ssl_e: str, meta_perser: str, *f
     shop.train("meta", shop.config(meta_perser, RUNNER, init_from=start, **FEW, **FEW_STEPS))
 
     shop.evaluate(shop.root / "meta/dev-best.ckpt", "again")
-    assert (shop.root / "again/results.csv").read_text() == (shop.root / "meta/results.csv").read_text()
+    for name in ("results.csv", "predictions.csv", "tuning.csv"):
+        assert (shop.root / "again" / name).read_text() == (shop.root / "meta" / name).read_text()
 
     half, whole = (shop.root / f"meta/states-{step}.ckpt" for step in (2, 4))
     shop.run("-m", "train", "-e", half, "-o", f"args.expdir='{shop.root / 'resumed'}'", program=LAUNCHER)
