@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from small_upstreams import write_upstream
 from workshop import Workshop, downstream_state, same_weights
 
 # Runs s3prl's runner. Each process leaves the gradients of each step, and how long the clips were that its upstream
@@ -101,10 +102,11 @@ class Ranks(Workshop):
 
 
 @pytest.fixture(scope="module")
-def new_ranks(tmp_path_factory, small_corpus, small_wavlm):
-    def new(*flags: str) -> Ranks:
-        upstream = ["-u", "wavlm_local", "-k", str(small_wavlm), *flags]
-        return Ranks(tmp_path_factory.mktemp("ranks"), small_corpus, upstream)
+def new_ranks(tmp_path_factory, small_corpus):
+    def new(upstream: str, *flags: str) -> Ranks:
+        root = tmp_path_factory.mktemp("ranks")
+        weights = write_upstream(upstream, root / "upstream")
+        return Ranks(root, small_corpus, ["-u", upstream, "-k", str(weights), *flags])
 
     return new
 
@@ -112,7 +114,7 @@ def new_ranks(tmp_path_factory, small_corpus, small_wavlm):
 @pytest.fixture(scope="module")
 def meta_entire(new_ranks):
     """Meta-PerSER through the upstream, with annealing by what all ranks have trained."""
-    shop = new_ranks("-f")
+    shop = new_ranks("wavlm_local", "-f")
     config = shop.config(
         "meta_perser_entire",
         RUNNER,
@@ -125,17 +127,20 @@ def meta_entire(new_ranks):
 
 @pytest.fixture(scope="module")
 def ssl_entire(new_ranks):
-    """SSL-E through the upstream, with its dropout, on one layer: DDP waits for the others' gradients all the same."""
-    shop = new_ranks("-f", "-l", "1")
+    """SSL-E through the upstream, with its dropout and masks, on one layer of three.
+
+    DDP waits for the other layers' gradients all the same, and knows nothing of the mask's embedding.
+    """
+    shop = new_ranks("hf_wav2vec2_custom", "-f", "-l", "1")
     return shop.train_on_two_and_one(shop.config("ssl_e_entire", RUNNER))
 
 
 @pytest.fixture(scope="module")
 def meta_linear(new_ranks):
     """Meta-PerSER on cached features, two annotators a batch."""
-    shop = new_ranks()
-    meta = {"inner_steps": 2, "tasks_per_batch": 2}
-    return shop.train_on_two_and_one(shop.config("meta_perser_paper", RUNNER, init_from=None, meta=meta))
+    shop = new_ranks("wavlm_local")
+    few = {"meta": {"inner_steps": 2, "tasks_per_batch": 2}, "adaptation": {"steps": [1, 2]}}
+    return shop.train_on_two_and_one(shop.config("meta_perser_paper", RUNNER, init_from=None, **few))
 
 
 @pytest.mark.parametrize("name", ["meta_entire", "ssl_entire", "meta_linear"])

@@ -1,9 +1,9 @@
 """An upstream as a function of its parameters: what scope ``entire`` adapts, in chunks, with what is constant kept.
 
 Of the upstream's tensors, those that reach the features are adapted by the inner loop, except for those that are
-``frozen`` (no loop trains them) or ``not_adapted`` (the outer loop does). A module whose tensors are all frozen and
-that comes before everything trained, such as the convolutional front end, gives a clip the same output at every inner
-step; it runs once for a chunk.
+``frozen`` (no loop trains them) or ``not_adapted`` (the outer loop does); the rest stays as it is. A module whose
+tensors are all frozen and that comes before everything trained, such as the convolutional front end, gives a clip the
+same output at every inner step; it runs once for a chunk.
 """
 
 from __future__ import annotations
@@ -90,6 +90,10 @@ class TrainableUpstream:
         for name in frozen:
             parameters[name].requires_grad_(False)
         reached, before_all = self._probe(parameters, frozen)
+        for name in parameters.keys() - set(reached):
+            # Such as the embedding of a mask that only training puts on: DDP stops on a gradient that the runner's own
+            # pass does not give.
+            parameters[name].requires_grad_(False)
         self.adapted = {f"{PREFIX}{name}": parameters[name] for name in reached if name not in not_adapted}
         self.held = [parameters[name] for name in reached if name in not_adapted]
         self._constant_modules = before_all
