@@ -17,6 +17,8 @@ import torch
 from small_upstreams import WRITERS, write_upstream
 from workshop import LAUNCHER, Workshop, downstream_state, same_weights
 
+from s3prl_metaperser.preflight import upstream_names
+
 FRONT_END = "feature_extractor"
 REACHES_NO_FEATURE = re.compile("quantizer|project_q|final_proj|label_embs_concat|mask_emb|masked_spec_embed")
 """Tensors that s3prl keeps from pre-training and that change no feature."""
@@ -148,3 +150,13 @@ def test_an_upstream_without_parameters_cannot_adapt(workshop):
     assert "scope' has the value 'entire'" in error
     assert "no parameters that could adapt" in error
     assert not list((shop.root / "ssl").glob("*.ckpt"))
+
+
+def test_the_table_has_every_upstream_of_s3prl_and_what_is_run_here():
+    from s3prl import hub
+
+    table = (Path(__file__).parents[1] / "docs/upstreams.md").read_text()
+    names = upstream_names(hub).keys()
+    assert set(re.findall(r"`(\w+)`", table.partition("## The names")[2])) >= names
+    assert f"All {len(names)} upstreams" in table
+    assert set(re.findall(r"\| run as `(\w+)`", table)) == {"mfcc", "fbank_no_cmvn", *WRITERS}
