@@ -262,7 +262,12 @@ class Run:
             raise MetaPerSERError("-t train: evaluation is of dev or test")
         if split != "train":
             return loader(EvaluationEpisodes(self.episodes(split)))
-        given = self.split, self.settings, self.seed, batches_seen, self._total_batches, own_share()
+        share, last = own_share(), self._total_batches
+        if share.rank == 0:
+            # The runner ends training, by its own count of steps. It differs from ours once gradient_accumulate_steps
+            # was changed on resuming or a batch was skipped for memory, and is not kept on other ranks.
+            last = max(last, batches_seen + int(self.arguments["runner"]["gradient_accumulate_steps"]))
+        given = self.split, self.settings, self.seed, batches_seen, last, share
         match self.system.training:
             case "aggregated":
                 return loader(AggregatedBatches(*given))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s3prl_metaperser.checkpoints import TRAINED_UPSTREAM
 from s3prl_metaperser.corpus.manifest import Corpus
@@ -163,12 +163,3 @@ class RunFeatures:
             return ""
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         return " ".join(FileHashes(cache, path.parent).of(files))
-
-    def nothing_of_the_runners_pass(self, features: Sequence[Tensor]) -> Tensor:
-        """Give zero, with its graph through the runner's own pass of the silent clip, for DDP.
-
-        Args:
-            features: the featurizer's (frames, dim) of each clip.
-        """
-        zero = torch.stack([0.0 * one.sum() for one in features]).sum()
-        return zero if self._trainable is None else zero + self._trainable.nothing_of_the_runners_pass()

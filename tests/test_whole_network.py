@@ -1,5 +1,7 @@
 """Scope ``entire``: the meta-gradient through a speech model, its backends, its chunks, and what is left out of it."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import soundfile
@@ -217,6 +219,17 @@ def test_the_front_end_is_left_out_and_runs_once_a_task(audio):
     assert "upstream.feature_extractor.weight" in everything.learner.meta_names
 
 
+def test_what_is_frozen_behind_what_is_trained_is_run_at_every_step(new_wavlm, audio):
+    """Self-attention here, which fairseq's layers call by keyword."""
+    network = network_of(new_wavlm(), audio, frozen=["*feature_extractor.*", "*self_attn.*"], chunk_seconds=100.0)
+    chunk = network.clips(SUPPORT).chunks[0]
+    moved = {name: tensor.detach() * 1.1 for name, tensor in network.upstream.adapted.items()}
+    first, second = (network.upstream.statistics(chunk, params) for params in (None, moved))
+    chunk.constants.clear()
+    torch.testing.assert_close(network.upstream.statistics(chunk, moved), second, rtol=0, atol=0)
+    assert not torch.equal(first, second)
+
+
 def test_meta_test_adaptation_is_gradient_descent_on_the_real_modules(new_wavlm, audio):
     """Against torch's own SGD on a copy of the runner's modules, for every tensor, and the prediction after it."""
     network = network_of(new_wavlm(), audio, chunk_seconds=0.01)
@@ -307,6 +320,18 @@ def test_bfloat16_leaves_weights_rates_and_losses_in_float32(new_wavlm, audio):
         assert gradient.dtype == torch.float32, name
     flat, rough_flat = (torch.cat([g.flatten() for g in given.values()]) for given in (gradients, rough))
     assert torch.cosine_similarity(flat, rough_flat, dim=0) > 0.99
+
+
+def test_bfloat16_within_the_runners_own_autocast_has_every_gradient(new_wavlm, audio):
+    """s3prl's step is within ``autocast(enabled=False)``; in the first one, padding is judged without a graph."""
+    gradients = []
+    for in_step in (False, True):
+        network = network_of(new_wavlm(), audio, chunk_seconds=100.0)
+        network.upstream.pooled.precision = "bfloat16"
+        with torch.autocast("cpu", enabled=False) if in_step else nullcontext():
+            statistics = network.features.gather(SUPPORT.utterances, dropout_seed=7)
+        gradients.append(torch.autograd.grad(statistics.square().sum(), list(network.upstream.adapted.values())))
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
 def test_what_cannot_adapt_is_refused_by_name(audio):

@@ -120,7 +120,9 @@ class PooledUpstream:
             (layers, frames, dim) of each clip, float32 (or the upstream's own float64), without those of padding; with
             their graph where there is one.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        rough = self.precision == "bfloat16"
+        # s3prl's own autocast is around its step, and would keep casts, also those made without a graph, to its end.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=rough, cache_enabled=False):
             selected = self.featurizer._select_feature((forward or self.upstream)(wavs))
         several = isinstance(selected, (list, tuple))
         # Under autocast some layers come in bfloat16, some in float32; a model in float64 stays what it is.

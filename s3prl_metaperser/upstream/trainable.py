@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed import is_initialized
 from torch.func import functional_call
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
@@ -74,10 +73,8 @@ class TrainableUpstream:
         ]
         self._is_own_pass = False
         self._runners_pass = ExitStack()
-        self._runners_outputs: list[Tensor] = []
         pooled.upstream.register_forward_pre_hook(self._before_a_pass)
         pooled.upstream.register_forward_hook(self._after_a_pass)
-        pooled.featurizer.register_forward_pre_hook(self._before_the_featurizer)
         parameters = dict(pooled.upstream.named_parameters())
         if not parameters:
             raise MetaPerSERError(
@@ -115,25 +112,6 @@ class TrainableUpstream:
     def _after_a_pass(self, _: nn.Module, __: Any, ___: Any) -> None:
         self._runners_pass.close()
 
-    def _before_the_featurizer(self, _: nn.Module, inputs: Any) -> None:
-        """Hold what the runner's own pass gave, where DDP waits for a gradient to come back through all of it.
-
-        A hook on the upstream would not see all: s3prl's upstreams collect their hidden states after their ``forward``.
-        """
-        if is_initialized() and torch.is_grad_enabled():
-            self._runners_outputs = [
-                one for one in tree_leaves(inputs) if isinstance(one, Tensor) and one.requires_grad
-            ]
-
-    def nothing_of_the_runners_pass(self) -> Tensor:
-        """Give zero, with its graph through all that the runner's own pass gave.
-
-        Under DDP every tensor that took part in a forward pass must get a gradient in the backward pass.
-        """
-        outputs, self._runners_outputs = self._runners_outputs, []
-        zeros = [0.0 * one.sum() for one in outputs]
-        return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.pooled.device)
-
     @contextmanager
     def _own_pass(self) -> Iterator[None]:
         before, self._is_own_pass = self._is_own_pass, True
@@ -149,11 +127,12 @@ class TrainableUpstream:
             frozen_modules = _wholly_frozen(upstream, frozen)
             for name, module in frozen_modules.items():
 
-                def note(_: nn.Module, inputs: Any, name: str = name) -> None:
-                    if any(isinstance(one, Tensor) and one.requires_grad for one in inputs):
+                def note(_: nn.Module, *given: Any, name: str = name) -> None:
+                    # fairseq's layers call their self-attention by keyword.
+                    if any(isinstance(one, Tensor) and one.requires_grad for one in tree_leaves(given)):
                         fed_by_trained.add(name)
 
-                hooks.callback(module.register_forward_pre_hook(note).remove)
+                hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
             rng = torch.Generator().manual_seed(0)
             probe = (0.1 * torch.randn(PROBE_SAMPLES, generator=rng)).to(self.pooled.device)
             like = next(iter(parameters.values()))
