@@ -630,14 +630,12 @@ def costs_part(bench: Bench) -> str:
         fitted[-1] += [f"{quadratic / layers / 1e6:.3f}", "yes" if rows[0]["padding_is_harmless"] else "no"]
         for seconds, row in zip(lengths[3:], rows[3:], strict=True):
             foretold = constant + linear * seconds + quadratic * seconds**2
-            fitted[-1][0] += (
             measured = gigabytes(row["product_peak"])
             fitted[-1][0] += f" ({seconds:g} s: {gigabytes(foretold)} GB foretold, {measured} measured)"
-            )
     kinds = ["F: forward", "B: gradient", "G: gradient with its graph", "D: Hessian-vector product"]
     return (
-        "### Costs of one clip\n\nWork: GFLOP (2 a multiply-add, in matrix products and convolutions; the frozen front end, "
-        "which runs once a task, apart) and calls of torch operations:\n\n"
+        "### Costs of one clip\n\nWork: GFLOP (2 a multiply-add, in matrix products and convolutions; the frozen front "
+        "end, which runs once a task, apart) and calls of torch operations:\n\n"
         + table(
             ["", "front end, GFLOP", *(f"{kind}, GFLOP" for kind in kinds), *(f"{kind[0]}, calls" for kind in kinds)],
             work,
