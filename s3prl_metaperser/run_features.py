@@ -73,7 +73,9 @@ class RunFeatures:
 
     def bind(self, upstream: nn.Module, featurizer: nn.Module, device: torch.device) -> None:
         """Take the runner's upstream and featurizer."""
-        pooled = PooledUpstream(upstream, featurizer, self.settings.model.pooling, device, self.settings.precision)
+        name = f"-u {self.arguments['upstream']}"
+        precision = self.settings.precision
+        pooled = PooledUpstream(upstream, featurizer, self.settings.model.pooling, device, precision, name)
         weights = getattr(featurizer, "weights", None) if pooled.layers > 1 else None
         self.learner.bind_layer_weights(weights, pooled.layers)
         self._pooled = pooled
@@ -118,7 +120,9 @@ class RunFeatures:
             features = TrainableFeatures(self._trainable, self.corpus.audio_paths(), pooled.device)
             if self._expected_weights is None and self.arguments["mode"] == "train":
                 # A checkpoint's features were looked at when its training began.
-                as_given = PooledUpstream(pooled.upstream, pooled.featurizer, pooled.pooling, pooled.device)
+                as_given = PooledUpstream(
+                    pooled.upstream, pooled.featurizer, pooled.pooling, pooled.device, name=pooled.name
+                )
                 self._look_at(self._frozen(as_given), as_given, training_utterances)
         if self.settings.model.standardize:
             features.transform(self.learner.standardization)

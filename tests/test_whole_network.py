@@ -230,6 +230,30 @@ def test_what_is_frozen_behind_what_is_trained_is_run_at_every_step(new_wavlm, a
     assert not torch.equal(first, second)
 
 
+def test_a_layer_that_is_used_twice_is_adapted_in_both_places_and_put_back(audio):
+    """As AudioALBERT's; torch's functional_call, left to itself, leaves what it had swapped in."""
+
+    class Shared(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.again = nn.ModuleList([self.mixing])
+
+        def forward(self, wavs):
+            first, second = super().forward(wavs)["hidden_states"]
+            return {"hidden_states": [first, torch.tanh(self.again[0](second))]}
+
+    upstream = Shared()
+    network = network_of(upstream, audio, dtype=torch.float64)
+    before = dict(upstream.named_parameters(remove_duplicate=False))
+    chunk = network.clips(SUPPORT).chunks[0]
+    moved = {name: tensor.detach() * 1.5 for name, tensor in network.upstream.adapted.items()}
+    adapted = network.upstream.statistics(chunk, moved)
+    assert all(tensor is before[name] for name, tensor in upstream.named_parameters(remove_duplicate=False))
+    for name, tensor in network.upstream.adapted.items():
+        tensor.data.copy_(moved[name])
+    torch.testing.assert_close(adapted, network.upstream.statistics(chunk), rtol=1e-12, atol=1e-12)
+
+
 def test_meta_test_adaptation_is_gradient_descent_on_the_real_modules(new_wavlm, audio):
     """Against torch's own SGD on a copy of the runner's modules, for every tensor, and the prediction after it."""
     network = network_of(new_wavlm(), audio, chunk_seconds=0.01)

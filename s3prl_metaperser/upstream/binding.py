@@ -80,7 +80,8 @@ def catch_upstream_and_featurizer(expert: Bindable) -> None:
             return
         inner = unwrap(module)
         if isinstance(inner, Featurizer):
-            if "upstream" in caught:
+            # Some upstreams hold a featurizer of their own, which runs first.
+            if "upstream" in caught and inner not in set(caught["upstream"].modules()):
                 handle.remove()
                 owner.bind(caught["upstream"], inner)
         elif "upstream" not in caught and is_upstream(inner):

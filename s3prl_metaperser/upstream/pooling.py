@@ -73,6 +73,7 @@ class PooledUpstream:
         pooling: what to keep of each layer.
         device: where the upstream is.
         precision: of the upstream's forward pass; statistics are float32 in any case.
+        name: of the upstream, in errors.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class PooledUpstream:
         pooling: Pooling,
         device: torch.device,
         precision: Precision = "float32",
+        name: str = "this upstream",
     ) -> None:
         self.upstream = upstream
         self.featurizer = featurizer
         self.pooling = pooling
         self.device = device
         self.precision = precision
+        self.name = name
 
     @property
     def layers(self) -> int:
@@ -137,7 +140,7 @@ class PooledUpstream:
         own = frames[:, : round(len(wav) / self.featurizer.downsample_rate)]
         if own.shape[1] == 0:
             raise MetaPerSERError(
-                f"a clip of {len(wav)} samples is too short for this upstream, which needs at least one frame of "
+                f"a clip of {len(wav)} samples is too short for {self.name}, which needs at least one frame of "
                 f"{self.featurizer.downsample_rate} samples"
             )
         return own

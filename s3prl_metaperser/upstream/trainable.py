@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -71,6 +72,8 @@ class TrainableUpstream:
             for hook in module._forward_pre_hooks.values()
             if isinstance(hook, WeightNorm)
         ]
+        self._aliases = _aliases(pooled.upstream)
+        self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in pooled.upstream.modules())
         self._is_own_pass = False
         self._runners_pass = ExitStack()
         pooled.upstream.register_forward_pre_hook(self._before_a_pass)
@@ -78,7 +81,7 @@ class TrainableUpstream:
         parameters = dict(pooled.upstream.named_parameters())
         if not parameters:
             raise MetaPerSERError(
-                f"config key '{SECTION}.scope' has the value 'entire', but this upstream has no parameters that could "
+                f"config key '{SECTION}.scope' has the value 'entire', but {pooled.name} has no parameters that could "
                 "adapt; use scope linear or head without -f, or another upstream"
             )
         front_end = [f"*{FRONT_END}.*"] if any(f"{FRONT_END}." in name for name in parameters) else []
@@ -96,7 +99,7 @@ class TrainableUpstream:
         self._constant_modules = before_all
         if not reached:
             raise MetaPerSERError(
-                f"config key '{SECTION}.scope' has the value 'entire', but no trainable parameter of this upstream "
+                f"config key '{SECTION}.scope' has the value 'entire', but no trainable parameter of {pooled.name} "
                 "reaches the features; use scope linear or head without -f, or freeze less of it"
             )
 
@@ -143,7 +146,8 @@ class TrainableUpstream:
         if not (isinstance(total, Tensor) and total.requires_grad and trainable):
             return [], {}
         gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
-        reached = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
+        # VGGish rounds its output: there every gradient is there, and zero.
+        reached = [name for name, own in zip(trainable, gradients, strict=True) if own is not None and own.any()]
         return reached, {name: module for name, module in frozen_modules.items() if name not in fed_by_trained}
 
     def chunks(self, wavs: Sequence[Tensor]) -> list[Chunk]:
@@ -207,8 +211,15 @@ class TrainableUpstream:
 
     def _pooled(self, wavs: list[Tensor], params: dict[str, Tensor]) -> Tensor:
         own = {name.removeprefix(PREFIX): tensor for name, tensor in params.items() if name.startswith(PREFIX)}
-        with self._own_pass(), ExactWeightNorm():
-            frames = self.pooled.frames(wavs, lambda given: functional_call(self.pooled.upstream, own, (given,)))
+        swapped = {alias: tensor for name, tensor in own.items() for alias in self._aliases[name]}
+
+        def forward(given: list[Tensor]) -> Any:
+            return functional_call(self.pooled.upstream, swapped, (given,), tie_weights=False)
+
+        # cuDNN's recurrent layers have no double backward, and none at all in eval().
+        cudnn = torch.backends.cudnn.flags(enabled=False) if self._is_recurrent else nullcontext()
+        with self._own_pass(), ExactWeightNorm(), cudnn:
+            frames = self.pooled.frames(wavs, forward)
         for module, name in self._weight_normed:
             # The hook leaves its product on the module, and with it the graph of all inner steps before this one.
             setattr(module, name, getattr(module, name).detach())
@@ -229,13 +240,30 @@ class TrainableUpstream:
 
             return call
 
+        patched = [(module, vars(module).get("forward")) for module in self._constant_modules.values()]
         for name, module in self._constant_modules.items():
             module.forward = recall(name, module.forward)
         try:
             yield
         finally:
-            for module in self._constant_modules.values():
-                del module.forward
+            for module, own in patched:
+                if own is None:
+                    del module.forward
+                else:
+                    module.forward = own
+
+
+def _aliases(upstream: nn.Module) -> dict[str, list[str]]:
+    """Give, for each tensor, all places that hold it, each module once: AudioALBERT uses its layers several times.
+
+    ``functional_call`` would find such places itself, but swaps a module that stands in several of them several times,
+    and then puts back what it had swapped in.
+    """
+    places: dict[int, list[str]] = {}
+    for path, module in upstream.named_modules():
+        for own, tensor in module.named_parameters(recurse=False):
+            places.setdefault(id(tensor), []).append(f"{path}.{own}" if path else own)
+    return {name: places[id(tensor)] for name, tensor in upstream.named_parameters()}
 
 
 def _matching(parameters: dict[str, nn.Parameter], patterns: Sequence[str], key: str) -> set[str]:
@@ -264,7 +292,10 @@ def _wholly_frozen(upstream: nn.Module, frozen: set[str]) -> dict[str, nn.Module
 
 @contextmanager
 def _training_every_layer(upstream: nn.Module, constant_modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Put an upstream in ``train()`` for a while, without LayerDrop, and what no loop trains in ``eval()``."""
+    """Put an upstream in ``train()`` for a while, without LayerDrop, and what no loop trains in ``eval()``.
+
+    Batch norm stays in ``eval()`` too: in ``train()`` a clip's features would depend on its batch-mates.
+    """
     training = {module: module.training for module in upstream.modules()}
     # fairseq's encoders hold their share of dropped layers themselves, transformers' in their config.
     holders: list[Any] = [holder for module in training for holder in (module, getattr(module, "config", None))]
@@ -272,7 +303,8 @@ def _training_every_layer(upstream: nn.Module, constant_modules: dict[str, nn.Mo
         id(holder): (holder, float(holder.layerdrop)) for holder in holders if _has_layerdrop(holder)
     }
     upstream.train()
-    for module in constant_modules.values():
+    batch_norms = [module for module in training if isinstance(module, _BatchNorm)]
+    for module in (*constant_modules.values(), *batch_norms):
         module.eval()
     for holder, _ in shares.values():
         holder.layerdrop = 0.0
