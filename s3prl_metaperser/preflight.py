@@ -13,11 +13,9 @@ import ast
 import copy
 import glob
 import importlib.util
-import inspect
 import os
 import pkgutil
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +25,7 @@ import yaml
 
 from s3prl_metaperser import configs
 from s3prl_metaperser.errors import MetaPerSERError, suggest
+from s3prl_metaperser.preflight_upstream import check_upstream
 
 RUNNER_KEYS = (
     "total_steps",
@@ -81,7 +80,7 @@ def check(arguments: Sequence[str]) -> list[str]:
 
     _apply_overrides(args, config)
     _check_downstream(args.downstream)
-    _check_upstream(args, hub)
+    check_upstream(args, hub)
     if args.init_ckpt is not None and checkpoint_path is None:
         _check_initial_checkpoint(args)
     _check_device(args.device)
@@ -92,15 +91,6 @@ def check(arguments: Sequence[str]) -> list[str]:
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")
     return passed_on
-
-
-def upstream_names(hub: ModuleType) -> dict[str, Callable[..., Any]]:
-    """List the entries of ``s3prl.hub`` that make an upstream, leaving out the modules and helpers beside them."""
-    return {
-        name: entry
-        for name, entry in vars(hub).items()
-        if not name.startswith("_") and inspect.isfunction(entry) and entry.__module__.endswith(".hubconf")
-    }
 
 
 def _import_hub() -> ModuleType:
@@ -277,53 +267,6 @@ def _check_downstream(name: str) -> None:
             f"-d metaperser: not in this s3prl ({s3prl.downstream.__path__[0]}): run `metaperser link-s3prl`"
         )
     raise MetaPerSERError(f"-d {name}: s3prl has no such downstream: {suggest(name, {*known, 'metaperser'})}")
-
-
-def _check_upstream(args: argparse.Namespace, hub: ModuleType) -> None:
-    if args.hub == "huggingface":
-        if args.upstream is None:
-            raise MetaPerSERError("no upstream given: with --hub huggingface, -u is the name of a repository")
-        return
-    known = upstream_names(hub)
-    if args.upstream is None:
-        raise MetaPerSERError("no upstream given: name one with -u, such as -u fbank_no_cmvn or -u wavlm_base")
-    if args.upstream not in known:
-        raise MetaPerSERError(
-            f"-u {args.upstream}: s3prl has no such upstream: {_nearest_upstreams(args.upstream, known)}"
-        )
-    parameters = inspect.signature(known[args.upstream]).parameters
-    checkpoint = args.upstream_ckpt
-    if checkpoint is None:
-        if "ckpt" in parameters and parameters["ckpt"].default is inspect.Parameter.empty:
-            raise MetaPerSERError(
-                f"-u {args.upstream} needs the upstream's checkpoint: give its path or address with -k"
-            )
-    elif args.upstream.endswith("_local"):
-        _check_upstream_checkpoint(checkpoint, resumed=bool(args.past_exp or args.auto_resume))
-    model_config = args.upstream_model_config
-    if model_config is not None and not Path(model_config).is_file():
-        raise MetaPerSERError(f"-g {model_config}: no such file; expected the upstream's own config")
-
-
-def _nearest_upstreams(name: str, known: dict[str, Callable[..., Any]]) -> str:
-    hint = suggest(name, known)
-    if hint.startswith("did you mean"):
-        return hint
-    # Nothing is near, and all 190 names are no help in one line: those that need no file of the user's will do.
-    ready = [entry for entry in ("fbank_no_cmvn", "wav2vec2", "hubert", "wavlm", "data2vec") if entry in known]
-    return f"try one of {', '.join(ready)}; python -m s3prl_metaperser.run_downstream --help lists all {len(known)}"
-
-
-def _check_upstream_checkpoint(name: str, resumed: bool) -> None:
-    path = Path(name)
-    if not path.is_file():
-        cure = "where the resumed run read it; give its new place by -o args.upstream_ckpt=PATH" if resumed else ""
-        raise MetaPerSERError(f"-k {name}: no such file; expected the upstream's checkpoint {cure}")
-    with path.open("rb") as file:
-        start = file.read(2)
-    # torch writes zip archives, whose directory is at the end: one that starts like a zip and is none was cut off.
-    if not start or (start == b"PK" and not zipfile.is_zipfile(path)):
-        raise MetaPerSERError(f"-k {name}: cut off ({path.stat().st_size} bytes); copy or download it again")
 
 
 def _check_initial_checkpoint(args: argparse.Namespace) -> None:

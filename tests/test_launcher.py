@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from s3prl_metaperser import configs, preflight, run_downstream
+from s3prl_metaperser import configs, preflight, preflight_upstream, run_downstream
 from s3prl_metaperser.errors import MetaPerSERError
 
 CONFIG = {
@@ -77,6 +77,15 @@ def launch(*arguments):
         ("-u wavlm_local", "-u wavlm_local needs the upstream's checkpoint"),
         ("-u wavlm_local -k gone.pt", "-k gone.pt: no such file"),
         ("-u wavlm_local -k https://host/model.pt", "-k https://host/model.pt: no such file"),
+        ("-u wav2vec2_custom -k gone.pt", "-k gone.pt: no such file"),
+        ("-u hf_hubert_custom -k ./gone", "-k ./gone: no folder with a config.json"),
+        ("-u mos_wav2vec2", "-u mos_wav2vec2 gives one score a clip"),
+        ("-u passt_base", "-u passt_base cannot be made by s3prl's own runner"),
+        (
+            "-u baseline_local -k config.yaml",
+            "-u baseline_local needs the upstream's own config: give its path with -g",
+        ),
+        ("-u pase_local -k config.yaml -g config.yaml", "-u pase_local needs the Python package 'pase'"),
         ("-g gone.yaml", "-g gone.yaml: no such file"),
         ("-d exmple", "-d exmple: s3prl has no such downstream: did you mean 'example'?"),
         ("-c gone/config.yaml", "-c gone/config.yaml: no such file"),
@@ -163,7 +172,7 @@ def test_a_good_command_line_passes_unchanged(config):
 def test_every_upstream_of_s3prl_is_known_and_nothing_else():
     from s3prl import hub
 
-    names = preflight.upstream_names(hub)
+    names = preflight_upstream.upstream_names(hub)
     assert {"fbank", "fbank_no_cmvn", "wavlm_local", "hf_hubert_custom", "wav2vec2"} <= names.keys()
     assert names.keys() <= set(hub.options())
     assert not names.keys() & {"options", "Path", "torch", "os", "load_and_convert_fairseq_ckpt"}

@@ -17,7 +17,7 @@ import torch
 from small_upstreams import WRITERS, write_upstream
 from workshop import LAUNCHER, Workshop, downstream_state, same_weights
 
-from s3prl_metaperser.preflight import upstream_names
+from s3prl_metaperser.preflight_upstream import upstream_names
 
 FRONT_END = "feature_extractor"
 REACHES_NO_FEATURE = re.compile("quantizer|project_q|final_proj|label_embs_concat|mask_emb|masked_spec_embed")
