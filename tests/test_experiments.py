@@ -391,7 +391,8 @@ class TestEntire:
         assert not any(line.startswith("to run") for line in lines)
         for line in lines:
             if "run_downstream" in line:
-                assert (" -f " in line) == (" -m train " in line), "the upstream is trainable in training"
+                trains_upstream = " -m train " in line and "ssl_e_paper" not in line  # that one is Linear-Few's
+                assert (" -f " in line) == trains_upstream
 
     def test_each_run_has_the_settings_of_the_scopes_configs(self, tmp_path, small_corpus):
         setup = setup_of(small_corpus, tmp_path, "entire", Override(None, "downstream_expert.precision", "bfloat16"))
@@ -410,15 +411,16 @@ class TestEntire:
                 assert run["optimizer"] == as_given["optimizer"]
                 assert run["runner"]["gradient_accumulate_steps"] == as_given["runner"]["gradient_accumulate_steps"] > 1
                 assert run["downstream_expert"]["precision"] == "bfloat16"
-            # What adapts in Linear-Few is what adapts in scope linear.
+            # Linear-Few never trains the upstream, and adapts what adapts in scope linear.
             for system, config in (("linear_few", "ssl_e_paper"), ("entire_few", "ssl_e_entire")):
                 run = runs[f"{scenario}/fold1/{system}"]
                 assert (
                     run.config["downstream_expert"]["adaptation"]
                     == installed(config)["downstream_expert"]["adaptation"]
                 )
-                assert run.checkpoint == tmp_path / f"runs/{scenario}/fold1/ssl_e_entire/dev-best.ckpt"
-        assert len(runs) == 2 * 10
+                assert run.checkpoint == tmp_path / f"runs/{scenario}/fold1/{config}/dev-best.ckpt"
+                assert runs[f"{scenario}/fold1/{config}"].trains_upstream == (system == "entire_few")
+        assert len(runs) == 2 * 11
 
     def test_figure2_has_no_reference_either(self, tmp_path, small_corpus):
         rows = figure2(setup_of(small_corpus, tmp_path, "entire"), [0.1], ["paper"], [4]).rows

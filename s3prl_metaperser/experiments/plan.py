@@ -382,14 +382,18 @@ class Plan:
         of_multi_few = self.setup.family(MULTI_FEW, UNNAMED)
         family = of_multi_few if system == "multi_few" else self.setup.family(SSL_E, recipe)
         change: dict[str, Any] = {"system": system}
+        trained, change_of_training = family, {}
         if system == "linear_few" and self.setup.scope == "entire":
-            # What adapts is what adapts in scope linear, at rates that would wreck an upstream.
-            linear = self.setup.config(family_of(SSL_E, recipe, "linear"), scenario, fold)
+            # Before adaptation only linear layers and weighted sum are trained (paper section 2.4), and then adapted at
+            # rates that would wreck an upstream.
+            trained = family_of(SSL_E, recipe, "linear")
+            change_of_training = {"scope": "linear", "precision": "float32"}
+            linear = self.setup.config(trained, scenario, fold, change_of_training)
             change["adaptation"] = linear["downstream_expert"]["adaptation"]
         config = self.setup.config(family, scenario, fold, change, shots)
         if system == "random":
             return self._add(self.setup.run(name, "evaluate", config), after=self._first(recipe))
-        training = self._trained(family, scenario, fold, recipe)
+        training = self._trained(trained, scenario, fold, recipe, change_of_training)
         return self._add(self.setup.run(name, "evaluate", config, self._best(training)), training)
 
     def meta_perser(
@@ -448,11 +452,13 @@ class Plan:
         config = self.setup.config(family, scenario, fold, {**change, "init_from": str(self._best(start))})
         self._add(self.setup.run(name, "train", config), start)
 
-    def _trained(self, family: str, scenario: Scenario, fold: int, recipe: Recipe) -> str:
+    def _trained(
+        self, family: str, scenario: Scenario, fold: int, recipe: Recipe, change: Mapping[str, Any] | None = None
+    ) -> str:
         name = f"{scenario}/fold{fold}/{family}"
         name += "-train" if family == MULTI_FEW else ""
         if name not in self._nodes:
-            run = self.setup.run(name, "train", self.setup.config(family, scenario, fold))
+            run = self.setup.run(name, "train", self.setup.config(family, scenario, fold, change))
             self._add(run, after=self._first(recipe))
         return name
 

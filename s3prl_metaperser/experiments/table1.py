@@ -28,8 +28,8 @@ FEW = DISPLAY_NAMES["entire_few"]
 REFERENCE = DISPLAY_NAMES["reference"]
 COMPARISON = "table1-comparison"
 ABOUT_ENTIRE = (
-    f"{DISPLAY_NAMES['linear_few']} adapts weighted sum and linear layers on the upstream that SSL-E has fine-tuned; "
-    f"{FEW} and {OURS} adapt the upstream too.",
+    f"{DISPLAY_NAMES['linear_few']} trains and adapts weighted sum and linear layers on the upstream as it is; all "
+    f"others train the upstream too, and {FEW} and {OURS} adapt it.",
     "The reference, which fine-tunes on all of a listener's labels, is left out: in each episode they would go through "
     "the upstream hundreds of times.",
 )
