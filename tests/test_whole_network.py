@@ -359,7 +359,7 @@ def test_bfloat16_within_the_runners_own_autocast_has_every_gradient(new_wavlm, 
 
 
 def test_what_cannot_adapt_is_refused_by_name(audio):
-    with pytest.raises(MetaPerSERError, match=r"entire\.frozen.*'encoder\.\*'.*expected one such as 'feature_ex"):
+    with pytest.raises(MetaPerSERError, match=r"entire\.frozen.*'encoder\.\*'.*expected a whole name such as 'feature_ex"):
         network_of(Tiny(), audio, frozen=["encoder.*"])
     with pytest.raises(MetaPerSERError, match="no trainable parameter of this upstream reaches the features"):
         network_of(Tiny(), audio, frozen=["*"])
