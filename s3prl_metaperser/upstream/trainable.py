@@ -273,7 +273,8 @@ def _matching(parameters: dict[str, nn.Parameter], patterns: Sequence[str], key:
         if not own:
             raise MetaPerSERError(
                 f"config key '{SECTION}.entire.{key}' has the pattern {pattern!r}, which matches none of the "
-                f"upstream's {len(parameters)} tensors; expected a whole name such as '{next(iter(parameters))}', or '*PART*'"
+                f"upstream's {len(parameters)} tensors; expected a whole name such as '{next(iter(parameters))}', or "
+                "'*PART*'"
             )
         matched |= own
     return matched
