@@ -134,6 +134,20 @@ def test_backends_and_chunks_give_one_meta_gradient_through_wavlm(new_wavlm, aud
                 assert error < 1e-5 or expected[name].norm() < 1e-7, (name, backend, chunk_seconds, error)
 
 
+def agree_with_finite_differences(network, gradients, loss, step=1e-5):
+    """Move some of the numbers of each tensor that is learned, there and back, and compare."""
+    for name, tensor in learned(network).items():
+        flat = tensor.data.view(-1)
+        for index in range(0, flat.numel(), max(1, flat.numel() // 5)):
+            values = []
+            for sign in (1, -1):
+                flat[index] += sign * step
+                values.append(loss())
+                flat[index] -= sign * step
+            numerical = (values[0] - values[1]) / (2 * step)
+            assert gradients[name].view(-1)[index].item() == pytest.approx(numerical, rel=1e-5, abs=1e-9), name
+
+
 @pytest.mark.parametrize("backend", ["higher", "checkpointed"])
 @pytest.mark.parametrize("chunk_seconds", [100.0, 0.01])
 @pytest.mark.parametrize("not_adapted", [[], ["mixing.*"]])
@@ -144,17 +158,9 @@ def test_second_order_gradient_agrees_with_finite_differences(audio, backend, ch
     network = network_of(Tiny(), audio, meta, torch.float64, not_adapted=not_adapted, chunk_seconds=chunk_seconds)
     assert ("upstream.mixing.weight" in network.learner.meta_names) == (not not_adapted)
     _, gradients = meta_gradient(network)
-    step = 1e-5
-    for name, tensor in learned(network).items():
-        flat = tensor.data.view(-1)
-        for index in range(0, flat.numel(), max(1, flat.numel() // 5)):
-            values = []
-            for sign in (1, -1):
-                flat[index] += sign * step
-                values.append(network.meta_loss(network.clips(SUPPORT), network.clips(QUERY), 0.0).loss.item())
-                flat[index] -= sign * step
-            numerical = (values[0] - values[1]) / (2 * step)
-            assert gradients[name].view(-1)[index].item() == pytest.approx(numerical, rel=1e-5, abs=1e-9), name
+    agree_with_finite_differences(
+        network, gradients, lambda: network.meta_loss(network.clips(SUPPORT), network.clips(QUERY), 0.0).loss.item()
+    )
 
 
 @pytest.mark.parametrize("backend", ["higher", "checkpointed"])
@@ -181,17 +187,7 @@ def test_first_order_steps_agree_with_finite_differences(audio, backend, order):
         return network_loss(network, query, current)
 
     loss()  # fixes the first-order steps' gradients
-    step = 1e-5
-    for name, tensor in learned(network).items():
-        flat = tensor.data.view(-1)
-        for index in range(0, flat.numel(), max(1, flat.numel() // 5)):
-            values = []
-            for sign in (1, -1):
-                flat[index] += sign * step
-                values.append(loss())
-                flat[index] -= sign * step
-            numerical = (values[0] - values[1]) / (2 * step)
-            assert gradients[name].view(-1)[index].item() == pytest.approx(numerical, rel=1e-5, abs=1e-9), name
+    agree_with_finite_differences(network, gradients, loss)
 
 
 def network_loss(network, clips, params):
@@ -359,7 +355,9 @@ def test_bfloat16_within_the_runners_own_autocast_has_every_gradient(new_wavlm, 
 
 
 def test_what_cannot_adapt_is_refused_by_name(audio):
-    with pytest.raises(MetaPerSERError, match=r"entire\.frozen.*'encoder\.\*'.*expected a whole name such as 'feature_ex"):
+    with pytest.raises(
+        MetaPerSERError, match=r"entire\.frozen.*'encoder\.\*'.*expected a whole name such as 'feature_ex"
+    ):
         network_of(Tiny(), audio, frozen=["encoder.*"])
     with pytest.raises(MetaPerSERError, match="no trainable parameter of this upstream reaches the features"):
         network_of(Tiny(), audio, frozen=["*"])
