@@ -147,7 +147,7 @@ def _shown(value: object) -> str:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return repr(value)
     more = f" and {len(value) - MOST_SHOWN} more" if len(value) > MOST_SHOWN else ""
-    return (", ".join(value[:MOST_SHOWN]) or "nobody") + more
+    return (", ".join(value[:MOST_SHOWN]) or "none") + more
 
 
 def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
