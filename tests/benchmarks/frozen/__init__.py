@@ -1,0 +1,1 @@
+"""The parts of ``run.py``, each a module with a function ``measure``."""

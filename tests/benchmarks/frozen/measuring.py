@@ -1,0 +1,94 @@
+"""What the parts have in common: programs timed side by side, and the lines that are printed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``run.py`` was told.
+
+    Attributes:
+        threads: CPU threads of torch.
+        rounds: how often each program is timed.
+        real_speech: folder of recordings in IEMOCAP's layout, or None: what needs them is left out, and says so.
+        scratch: a folder of this part's own, gone afterwards.
+    """
+
+    threads: int
+    rounds: int
+    real_speech: Path | None
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        what: what was measured, with its sizes.
+        target: such as ``≥ 8``; empty where there is none.
+        reached: the figure, with its spread and unit.
+        met: whether the target is reached; None where there is none, or where nothing could be measured.
+        note: what limits it, or why it could not be measured.
+    """
+
+    what: str
+    target: str
+    reached: str
+    met: bool | None
+    note: str = ""
+
+
+Measure = Callable[[Options], Iterator[Line]]
+"""A part: gives its lines as it gets them."""
+
+
+def side_by_side(programs: Mapping[str, Callable[[], object]], rounds: int, warming: int = 1) -> dict[str, list[float]]:
+    """Time programs in turns (A B C A B C …), so that what else the machine does falls on all alike.
+
+    Args:
+        programs: name → what is timed.
+        rounds: how often each is.
+        warming: how often each is run before, untimed.
+
+    Returns:
+        Name → seconds of each round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    with tqdm(total=(warming + rounds) * len(programs), unit="run", leave=False, dynamic_ncols=True) as progress:
+        for number in range(warming + rounds):
+            for name, program in programs.items():
+                progress.set_description(name)
+                begun = time.perf_counter()
+                program()
+                taken = time.perf_counter() - begun
+                if number >= warming:
+                    seconds[name].append(taken)
+                progress.update()
+    return seconds
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times one program's seconds are another's: the median over rounds, with the extremes."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, slow: list[float], fast: list[float]) -> Ratio:
+        """Compare round by round."""
+        ratios = [one / other for one, other in zip(slow, fast, strict=True)]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} × ({self.least:.3g} to {self.most:.3g})"
