@@ -143,6 +143,25 @@ def test_a_broken_rule_is_named_with_line_and_value(tmp_path, text, expected):
         assert part in message
 
 
+def test_a_long_manifest_is_read_like_a_short_one(tmp_path):
+    """Rows are read some at a time: the ends of a part make no difference, nor does what is wrong behind them."""
+    rows = [(f"u{n:04}", f"{n}.wav", n % 5, "s", f"E{n % 7}", "external", EMOTIONS[n % 9]) for n in range(1000)]
+    write_corpus(corpus_of(rows), tmp_path)
+    loaded = load_corpus(tmp_path).annotations.astype(str)
+    assert [tuple(row) for row in loaded.itertuples(index=False)] == [tuple(map(str, row)) for row in rows]
+    path = tmp_path / "annotations.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    for line, text, expected in (
+        (2, "one,cell\n", "2 cells, expected 7"),
+        (700, "one,cell\n", "2 cells, expected 7"),
+        (1001, lines[1000].replace("frustrated", "frustated"), "unknown emotion 'frustated'"),
+        (1001, lines[699], "second time, first at .*annotations.csv:700"),
+    ):
+        path.write_text("".join([*lines[: line - 1], text, *lines[line:]]))
+        with pytest.raises(MetaPerSERError, match=rf"annotations.csv:{line}: .*{expected}"):
+            load_corpus(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
