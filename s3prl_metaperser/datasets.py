@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -63,14 +64,22 @@ class Minibatches(Dataset[Item], Generic[Labelled]):
         self.size = min(size, len(labelled))
         self.per_epoch = len(labelled) // self.size
         self.key, self.seed, self.first, self.last, self.share = key, seed, first, last, share
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return max(0, self.last - self.first)
 
     def __getitem__(self, index: int) -> Item:
         epoch, place = divmod(self.share.position(self.first + index), self.per_epoch)
-        order = generator(self.seed, self.key, epoch).permutation(len(self.labelled))
-        return silent_clip(), self.labelled.take(order[place * self.size : (place + 1) * self.size])
+        rows = self._order_of(epoch)[place * self.size : (place + 1) * self.size]
+        return silent_clip(), self.labelled.take(rows)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """Give an epoch's order; the last one is kept, since a million labels take longer to shuffle than a step."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = generator(self.seed, self.key, epoch).permutation(len(self.labelled))
+        return self._order
 
 
 class AggregatedBatches(Minibatches[Examples]):
