@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
+from s3prl_metaperser.corpus.csv_file import categorical
 from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.settings import DataSettings, Query, Scenario
@@ -21,6 +23,8 @@ from s3prl_metaperser.settings import DataSettings, Query, Scenario
 LARGEST_ROTATION = 12
 """Up to this many external annotators each is a fold of its own, as in the paper; more are dealt into groups."""
 GROUPS = 5
+LONG_TASK = 10_000
+"""Above this many labels an annotator's meta-training draws no longer shuffle all of them."""
 
 
 @dataclass(frozen=True)
@@ -143,21 +147,22 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     """
     frame = corpus.annotations
     targets = corpus.targets()
-    annotators = frame["annotator"].astype(str).to_numpy()
+    annotators = categorical(frame["annotator"])
     left_out = _too_few(annotators, data)
-    kept = ~np.isin(annotators, list(left_out))
+    kept = ~annotators.isin(list(left_out))
     test_names, dev_names = _fold_annotators(_external(corpus, data), fold, data)
 
     session = frame["session"].to_numpy()
     test_sessions = _test_sessions(session, data.test_sessions)
     kept_sessions = frozenset(test_sessions) if scenario == "unseen" else frozenset()
     reserved = np.isin(session, list(kept_sessions))
-    of_test, of_dev = np.isin(annotators, test_names), np.isin(annotators, dev_names)
+    of_test, of_dev = annotators.isin(test_names), annotators.isin(dev_names)
 
     train_rows = kept & ~of_test & ~of_dev & ~reserved
     dev_rows = kept & of_dev & ~reserved
     test_rows = kept & of_test & (reserved if scenario == "unseen" else True)
     train = tuple(task for task in _tasks(frame, targets, train_rows) if len(task) > 1)
+    of_train = train_rows & annotators.isin([task.annotator for task in train])
     split = Split(
         scenario=scenario,
         fold=fold,
@@ -165,9 +170,9 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
         dev=_tasks(frame, targets, dev_rows),
         test=_tasks(frame, targets, test_rows),
         listeners=_tasks(frame, targets, dev_rows | (kept & of_test)),
-        aggregated=_aggregate(train) if train else Examples((), targets[:0]),
+        aggregated=_aggregate(frame, targets, of_train),
         kept_sessions=kept_sessions,
-        left_out=left_out | _without_rows(annotators[kept], train_rows | dev_rows | test_rows, annotators),
+        left_out=left_out | _without_rows(annotators, kept, train_rows | dev_rows | test_rows),
     )
     for role, tasks in (("train", split.train), ("choose (dev)", split.dev), ("test", split.test)):
         if not tasks:
@@ -184,18 +189,17 @@ def fold_count(corpus: Corpus, data: DataSettings) -> int:
     return _fold_count(_external(corpus, data), data.fold_count)
 
 
-def _too_few(annotators: np.ndarray, data: DataSettings) -> dict[str, str]:
-    counts = pd.Series(annotators).value_counts()
+def _too_few(annotators: pd.Categorical, data: DataSettings) -> dict[str, str]:
     return {
         str(name): f"{count} labels, fewer than min_annotations {data.min_annotations}"
-        for name, count in sorted(counts.items())
+        for name, count in zip(annotators.categories, np.bincount(annotators.codes), strict=True)
         if count < data.min_annotations
     }
 
 
 def _external(corpus: Corpus, data: DataSettings) -> list[str]:
-    annotators = corpus.annotations["annotator"].astype(str).to_numpy()
-    names = set(annotators[(corpus.annotations["kind"] == "external").to_numpy()])
+    annotators = categorical(corpus.annotations["annotator"])
+    names = set(annotators[(corpus.annotations["kind"] == "external").to_numpy()].unique())
     return sorted(names - set(_too_few(annotators, data)))
 
 
@@ -228,7 +232,7 @@ def _fold_annotators(external: list[str], fold: int, data: DataSettings) -> tupl
 
 
 def _test_sessions(session: np.ndarray, wanted: list[int] | None) -> list[int]:
-    present = sorted({int(value) for value in session})
+    present = np.unique(session).tolist()
     if wanted is None:
         return present[-1:]
     missing = [value for value in wanted if value not in present]
@@ -238,28 +242,32 @@ def _test_sessions(session: np.ndarray, wanted: list[int] | None) -> list[int]:
 
 
 def _tasks(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> tuple[Task, ...]:
-    chosen = frame[rows]
-    positions = np.flatnonzero(rows)
-    utterances = chosen["utterance"].astype(str).to_numpy()
-    groups = pd.Series(np.arange(len(chosen))).groupby(chosen["annotator"].astype(str).to_numpy(), sort=True)
-    tasks = []
-    for annotator, members in groups:
-        order = members.to_numpy()[np.argsort(utterances[members.to_numpy()], kind="stable")]
-        examples = Examples(tuple(utterances[order].tolist()), targets[positions[order]])
-        tasks.append(Task(str(annotator), examples))
-    return tuple(tasks)
+    """Give the tasks of the annotators of some rows, sorted by name; their targets share one array."""
+    annotators, utterances = categorical(frame["annotator"]), categorical(frame["utterance"])
+    chosen = np.flatnonzero(rows)
+    order = chosen[np.lexsort((utterances.codes[chosen], annotators.codes[chosen]))]
+    names = utterances.categories[utterances.codes[order]].tolist()
+    said = targets[order]
+    bounds = np.cumsum([0, *np.bincount(annotators.codes[order], minlength=len(annotators.categories))]).tolist()
+    return tuple(
+        Task(str(annotator), Examples(tuple(names[begin:end]), said[begin:end]))
+        for annotator, (begin, end) in zip(annotators.categories, pairwise(bounds), strict=True)
+        if end > begin
+    )
 
 
-def _aggregate(train: Sequence[Task]) -> Examples:
-    utterances = [utterance for task in train for utterance in task.examples.utterances]
-    targets = np.concatenate([task.examples.targets for task in train])
-    means = pd.DataFrame(targets).groupby(utterances, sort=True).mean()
-    return Examples(tuple(str(name) for name in means.index), means.to_numpy(dtype=np.float32))
+def _aggregate(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> Examples:
+    """Give the utterances of some rows, sorted by id, each with the mean of its rows' distributions."""
+    utterances = categorical(frame["utterance"])
+    # A corpus is sorted by utterance, so that an utterance's rows follow one another.
+    codes, begins, counts = np.unique(utterances.codes[rows], return_index=True, return_counts=True)
+    sums = np.add.reduceat(targets[rows], begins, axis=0, dtype=np.float64)
+    return Examples(tuple(utterances.categories[codes].tolist()), (sums / counts[:, None]).astype(np.float32))
 
 
-def _without_rows(kept: np.ndarray, used_rows: np.ndarray, annotators: np.ndarray) -> dict[str, str]:
-    used = set(annotators[used_rows])
-    return {str(name): "no labels outside the test sessions" for name in sorted(set(kept) - used)}
+def _without_rows(annotators: pd.Categorical, kept: np.ndarray, used: np.ndarray) -> dict[str, str]:
+    idle = set(annotators[kept].unique()) - set(annotators[used].unique())
+    return dict.fromkeys(sorted(idle), "no labels outside the test sessions")
 
 
 def _listing(left_out: dict[str, str], most: int = 5) -> str:
@@ -273,12 +281,13 @@ def _assert_no_leak(frame: pd.DataFrame, split: Split, test_names: set[str], dev
     trainers = {task.annotator for task in split.train}
     if trainers & (test_names | dev_names):
         raise AssertionError(f"labels of {sorted(trainers & (test_names | dev_names))} leak into training")
-    allowed = frame[~frame["annotator"].isin(test_names | dev_names) & ~frame["session"].isin(split.kept_sessions)]
-    if len(split.annotation_targets()) > len(allowed):
+    reserved_rows = frame["session"].isin(split.kept_sessions)
+    allowed = frame["utterance"][~frame["annotator"].isin(test_names | dev_names) & ~reserved_rows]
+    if sum(map(len, split.train)) > len(allowed):
         raise AssertionError("training has more annotations than the training annotators made")
-    if not set(split.aggregated.utterances) <= set(allowed["utterance"].astype(str)):
+    if not set(allowed.unique()).issuperset(split.aggregated.utterances):
         raise AssertionError("the aggregated labels hold utterances that no training annotator labelled")
-    reserved = set(frame["utterance"].astype(str)[frame["session"].isin(split.kept_sessions)])
+    reserved = set(frame["utterance"][reserved_rows].unique())
     for role, tasks in (("training", split.train), ("dev", split.dev)):
         if any(reserved.intersection(task.examples.utterances) for task in tasks):
             raise AssertionError(f"utterances of test sessions {sorted(split.kept_sessions)} leak into {role}")
@@ -362,15 +371,22 @@ def draw_training_episode(task: Task, shots: int, queries: int, query: Query, se
         are, support and query share the clips in the proportion K : queries.
     """
     rng = generator(seed, "train", task.annotator, index)
-    order = rng.permutation(len(task))
+    order = _drawn(rng, len(task), shots + queries)
     if query == "disjoint":
         available = len(task)
         size = shots if available >= shots + queries else max(1, round(available * shots / (shots + queries)))
         outer = task.examples.take(order[size : size + queries])
         return Episode(task.annotator, index, task.examples.take(order[:size]), outer)
     support = task.examples.take(order[:shots])
-    outer = support if query == "combined" else task.examples.take(rng.permutation(len(task))[:queries])
+    outer = support if query == "combined" else task.examples.take(_drawn(rng, len(task), queries))
     return Episode(task.annotator, index, support, outer)
+
+
+def _drawn(rng: np.random.Generator, clips: int, number: int) -> np.ndarray:
+    """Draw up to a number of different clips, in a random order."""
+    if clips > LONG_TASK:
+        return rng.choice(clips, min(number, clips), replace=False)
+    return rng.permutation(clips)[:number]
 
 
 def tasks_of_step(tasks: Sequence[Task], per_step: int, seed: int, step: int) -> list[Task]:

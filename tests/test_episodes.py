@@ -1,13 +1,22 @@
 """Who trains, who chooses, who is tested; and what an episode draws."""
 
 import dataclasses
+from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import kstest
 
 from s3prl_metaperser import episodes
-from s3prl_metaperser.corpus.manifest import load_corpus
+from s3prl_metaperser.corpus.emotions import EMOTIONS
+from s3prl_metaperser.corpus.manifest import COLUMNS, build_corpus, load_corpus
 from s3prl_metaperser.episodes import (
+    LONG_TASK,
+    Examples,
+    Task,
     draw_episode,
     draw_training_episode,
     fold_count,
@@ -66,10 +75,76 @@ def test_a_leak_is_caught_whatever_dealt_the_rows(corpus, monkeypatch):
     with pytest.raises(AssertionError, match="leak"):
         make_split(corpus, "seen", 1, FEW)
     monkeypatch.undo()
-    all_tasks = honest_tasks(corpus.annotations, corpus.targets(), everything)
-    monkeypatch.setattr(episodes, "_aggregate", lambda train: honest_aggregate(all_tasks))
+    monkeypatch.setattr(
+        episodes, "_aggregate", lambda frame, targets, rows: honest_aggregate(frame, targets, everything)
+    )
     with pytest.raises(AssertionError, match="no training annotator labelled"):
         make_split(corpus, "unseen", 1, FEW)
+
+
+LISTENERS = ["Eva", "Zoë", "adam", "b", "10", "9"]
+RATINGS = st.lists(
+    st.tuples(
+        st.sampled_from([f"u{number}" for number in range(12)]),
+        st.sampled_from(LISTENERS),
+        st.lists(st.sampled_from(EMOTIONS), min_size=1, max_size=4, unique=True),
+    ),
+    min_size=12,
+    unique_by=lambda rating: rating[:2],
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(RATINGS, st.sampled_from(["seen", "unseen"]), st.sampled_from([1, 2, 3]), st.booleans())
+def test_a_split_is_the_rows_dealt_one_by_one(ratings, scenario, fold, filtered):
+    """Against loops over single rows, on any corpus: whoever labelled one clip, four emotions or the test session."""
+    sessions = {f"u{number}": number % 3 + 1 for number in range(12)}
+    rows = [(u, f"{u}.wav", sessions[u], "s", who, "external", ";".join(said)) for u, who, said in ratings]
+    others = [("v", "v.wav", 1, "s", "aaa", "external", "sad"), ("v", "v.wav", 1, "s", "zzz", "external", "sad")]
+    corpus = build_corpus("any", Path("/"), pd.DataFrame(rows + others * filtered, columns=list(COLUMNS)))
+    if filtered:  # a corpus of some rows keeps the names of all
+        kept = corpus.annotations[corpus.annotations["utterance"] != "v"]
+        corpus = dataclasses.replace(corpus, annotations=kept.reset_index(drop=True))
+    enough = sorted(who for who in LISTENERS if sum(row[4] == who for row in rows) >= 2)
+    hypothesis.assume(len(enough) >= 3)
+    test, dev = enough[(fold - 1) % len(enough)], enough[fold % len(enough)]
+    last = max(row[2] for row in rows)
+    held_back = {last} if scenario == "unseen" else set()
+
+    def labels(who, sessions):
+        own = {row[0]: row[6].split(";") for row in rows if row[4] == who and row[2] in sessions}
+        return {u: [1 / len(said) if emotion in said else 0 for emotion in EMOTIONS] for u, said in sorted(own.items())}
+
+    everywhere, heard = {1, 2, 3}, {1, 2, 3} - held_back
+    train = {who: labels(who, heard) for who in enough if who not in (test, dev)}
+    expected = {
+        "train": {who: own for who, own in train.items() if len(own) > 1},
+        "dev": {dev: labels(dev, heard)},
+        "test": {test: labels(test, held_back or everywhere)},
+        "listeners": {who: labels(who, heard if who == dev else everywhere) for who in sorted({dev, test})},
+    }
+    data = DataSettings(min_annotations=2)
+    if not all(any(expected[role].values()) for role in ("train", "dev", "test")):
+        with pytest.raises(MetaPerSERError, match="no annotator is left"):
+            make_split(corpus, scenario, fold, data)
+        return
+    split = make_split(corpus, scenario, fold, data)
+    for role, tasks in expected.items():
+        dealt = getattr(split, role)
+        assert names(dealt) == list(tasks)
+        for task, own in zip(dealt, tasks.values(), strict=True):
+            assert task.examples.utterances == tuple(own)
+            np.testing.assert_allclose(task.examples.targets, list(own.values()), rtol=1e-6)
+    said = {}
+    for own in expected["train"].values():
+        for utterance, distribution in own.items():
+            said.setdefault(utterance, []).append(distribution)
+    assert split.aggregated.utterances == tuple(sorted(said))
+    means = [np.mean(said[utterance], axis=0) for utterance in sorted(said)]
+    np.testing.assert_allclose(split.aggregated.targets, means, rtol=1e-6)
+    present = {row[4] for row in rows}
+    taking_part = {*train, dev, test} - {who for who, own in train.items() if not own}
+    assert split.left_out.keys() == present - taking_part
 
 
 def test_labels_kept_for_the_reference_are_checked_too(corpus):
@@ -124,6 +199,28 @@ def test_training_draws_by_query_setting(corpus):
     assert {q: len(episode.query) for q, episode in drawn.items()} == {"combined": 20, "resampled": 30, "disjoint": 30}
     small = draw_training_episode(task, 40, 80, "disjoint", seed=1, index=0)
     assert (len(small.support), len(small.query)) == (20, 40), "too few clips are shared in proportion"
+
+
+def test_a_listener_of_very_many_labels_gives_different_clips_too():
+    """Where not all labels are shuffled for a draw: the same rules, and any clip as often as any other."""
+    count = 10 * LONG_TASK
+    task = Task("E1", Examples(tuple(map(str, range(count))), np.eye(9, dtype=np.float32)[np.arange(count) % 9]))
+    drawn = {q: draw_training_episode(task, 20, 30, q, seed=1, index=3) for q in ("combined", "resampled", "disjoint")}
+    assert all(episode.support.utterances == drawn["combined"].support.utterances for episode in drawn.values())
+    assert drawn["combined"].query is drawn["combined"].support
+    assert len({*drawn["disjoint"].support.utterances, *drawn["disjoint"].query.utterances}) == 50
+    assert len(set(drawn["resampled"].query.utterances)) == 30
+    again = draw_training_episode(task, 20, 30, "disjoint", seed=1, index=4)
+    assert not set(again.support.utterances) & set(drawn["disjoint"].support.utterances)
+    places = [
+        float(utterance) / count
+        for index in range(60)
+        for utterance in draw_training_episode(task, 20, 30, "disjoint", seed=1, index=index).query.utterances
+    ]
+    assert kstest(places, "uniform").pvalue > 0.01
+    few = draw_training_episode(task, 60_000, 60_000, "disjoint", seed=1, index=0)
+    assert (len(few.support), len(few.query)) == (50_000, 50_000)
+    assert len({*few.support.utterances, *few.query.utterances}) == count
 
 
 def test_every_task_trains_once_before_any_trains_again(corpus):
