@@ -161,16 +161,16 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     train_rows = kept & ~of_test & ~of_dev & ~reserved
     dev_rows = kept & of_dev & ~reserved
     test_rows = kept & of_test & (reserved if scenario == "unseen" else True)
-    train = tuple(task for task in _tasks(frame, targets, train_rows) if len(task) > 1)
-    of_train = train_rows & annotators.isin([task.annotator for task in train])
+    labels = np.bincount(annotators.codes[train_rows], minlength=len(annotators.categories))
+    of_train = train_rows & (labels > 1)[annotators.codes]
     split = Split(
         scenario=scenario,
         fold=fold,
-        train=train,
+        aggregated=_aggregate(frame, targets, of_train),
+        train=_tasks(frame, targets, of_train),
         dev=_tasks(frame, targets, dev_rows),
         test=_tasks(frame, targets, test_rows),
         listeners=_tasks(frame, targets, dev_rows | (kept & of_test)),
-        aggregated=_aggregate(frame, targets, of_train),
         kept_sessions=kept_sessions,
         left_out=left_out | _without_rows(annotators, kept, train_rows | dev_rows | test_rows),
     )
@@ -261,8 +261,9 @@ def _aggregate(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> Ex
     utterances = categorical(frame["utterance"])
     # A corpus is sorted by utterance, so that an utterance's rows follow one another.
     codes, begins, counts = np.unique(utterances.codes[rows], return_index=True, return_counts=True)
-    sums = np.add.reduceat(targets[rows], begins, axis=0, dtype=np.float64)
-    return Examples(tuple(utterances.categories[codes].tolist()), (sums / counts[:, None]).astype(np.float32))
+    means = np.add.reduceat(targets[rows], begins, axis=0, dtype=np.float64)
+    means /= counts[:, None]
+    return Examples(tuple(utterances.categories[codes].tolist()), means.astype(np.float32))
 
 
 def _without_rows(annotators: pd.Categorical, kept: np.ndarray, used: np.ndarray) -> dict[str, str]:
