@@ -7,6 +7,7 @@ order and counts. Loading validates both entirely, so that nothing downstream ha
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +63,12 @@ class Corpus:
             distributions[row, ticked] = 1 / len(ticked)
         return distributions[cells.codes]
 
-    def audio_paths(self) -> dict[str, Path]:
+    def audio_paths(self) -> Mapping[str, Path]:
         """Map every utterance to the absolute path of its recording, in the order of the utterances' names."""
-        first = self.annotations.drop_duplicates("utterance")
-        return {
-            str(utterance): self.root / audio
-            for utterance, audio in zip(first["utterance"], first["audio"], strict=True)
-        }
+        utterances, audio = (categorical(self.annotations[column]) for column in ("utterance", "audio"))
+        _, first = np.unique(utterances.codes, return_index=True)
+        recordings = audio.categories[audio.codes[first]]
+        return _AudioPaths(self.root, dict(zip(utterances.categories, recordings, strict=True)))
 
     def counts(self) -> dict[str, int]:
         """Count utterances, annotators and annotations."""
@@ -77,6 +77,23 @@ class Corpus:
             "annotators": int(self.annotations["annotator"].nunique()),
             "annotations": len(self.annotations),
         }
+
+
+class _AudioPaths(Mapping[str, Path]):
+    """Utterance → path, made when asked for: a million paths take seconds, and more memory than the manifest."""
+
+    def __init__(self, root: Path, recordings: dict[str, str]) -> None:
+        self._root = root
+        self._recordings = recordings
+
+    def __getitem__(self, utterance: str) -> Path:
+        return self._root / self._recordings[utterance]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recordings)
+
+    def __len__(self) -> int:
+        return len(self._recordings)
 
 
 def build_corpus(
