@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-import torchaudio
+from torchaudio.transforms import Resample
 
 from s3prl_metaperser.errors import MetaPerSERError
 
@@ -55,7 +56,13 @@ def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:
     if not np.isfinite(samples).all():
         raise MetaPerSERError(f"{path}: holds samples that are not finite (NaN or infinite); export the file again")
     mono = torch.from_numpy(samples.mean(axis=1))
-    return mono if rate == sample_rate else torchaudio.functional.resample(mono, rate, sample_rate)
+    return mono if rate == sample_rate else _resampling(rate, sample_rate)(mono)
+
+
+@lru_cache(maxsize=16)
+def _resampling(rate: int, sample_rate: int) -> Resample:
+    """Make a filter once for all recordings of a rate: that takes as long as filtering 2 s with it."""
+    return Resample(rate, sample_rate, dtype=torch.float32)
 
 
 def _missing_bytes(path: Path) -> int:
