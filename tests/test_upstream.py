@@ -145,25 +145,34 @@ def recordings(tmp_path):
     return {str(number): tmp_path / f"{number}.wav" for number in range(5)}
 
 
+def noting_lengths(upstream, file):
+    """Note what goes through an upstream, in whichever process; give what reads it back."""
+
+    def note(module, arguments, output):
+        with file.open("a") as notes:
+            notes.write("".join(f"{len(wav)}\n" for wav in arguments[0]))
+
+    upstream.register_forward_hook(note)
+    return lambda: [int(line) for line in file.read_text().splitlines()]
+
+
 def test_each_recording_goes_through_the_upstream_once_until_it_changes(tmp_path, recordings):
-    upstream = fbank_no_cmvn()
-    pooled = pooled_upstream(upstream)
-    seen = []
-    upstream.register_forward_hook(lambda module, arguments, output: seen.extend(len(wav) for wav in arguments[0]))
+    pooled = pooled_upstream(fbank_no_cmvn())
+    seen = noting_lengths(pooled.upstream, tmp_path / "seen")
 
     def table():
-        seen.clear()
+        (tmp_path / "seen").write_text("")
         cache = FeatureCache(tmp_path / "cache", IDENTITY)
         return cached_features(cache, FileHashes(tmp_path / "cache", tmp_path), pooled, recordings, CPU)
 
-    cold, extracted = table().gather(["3", "0", "3"]), len(seen)
+    cold, extracted = table().gather(["3", "0", "3"]), len(seen())
     assert extracted >= 5
     assert torch.equal(table().gather(["3", "0", "3"]), cold)
-    assert seen == [], "warm: not even the padding is compared again"
+    assert seen() == [], "warm: not even the padding is compared again"
     torch.testing.assert_close(cold[1], pooled([read_audio(recordings["0"])])[0].statistics, rtol=1e-5, atol=1e-5)
     soundfile.write(recordings["0"], noise(0.77).numpy(), 16000)
     changed = table().gather(["3", "0"])
-    assert seen == [int(0.77 * 16000)]
+    assert seen() == [int(0.77 * 16000)]
     assert torch.equal(changed[0], cold[0])
     assert not torch.equal(changed[1], cold[1])
 
@@ -180,31 +189,34 @@ root = Path(sys.argv[1])
 upstream = fbank_no_cmvn()
 pooled = PooledUpstream(upstream, Featurizer(upstream, upstream_device="cpu"), "mean", torch.device("cpu"))
 pooled.__dict__["padding_is_harmless"] = False
-count = []
-upstream.register_forward_hook(lambda m, i, o: count.extend(i[0]))
+noted = root / sys.argv[2]
+upstream.register_forward_hook(lambda m, i, o: print(*map(len, i[0]), file=noted.open("a")))
 identity = UpstreamIdentity("fbank_no_cmvn", "w", "", "", "s3prl 0.4.18", "hidden_states", None, False, "mean")
 audio = {path.stem: path for path in sorted(root.glob("*.wav"))}
 print("ready", flush=True); sys.stdin.readline()
 cache, hashes = FeatureCache(root / "cache", identity), FileHashes(root / "cache", root)
 table = cached_features(cache, hashes, pooled, audio, torch.device("cpu"))
-print(len(count), float(table.gather(sorted(audio)).double().sum()))
+print(len(noted.read_text().split()) if noted.exists() else 0, float(table.gather(sorted(audio)).double().sum()))
 """
 
 
 def test_processes_share_a_cache_without_repeating_work(tmp_path, recordings):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", EXTRACTOR, str(tmp_path)],
+            [sys.executable, "-c", EXTRACTOR, str(tmp_path), f"noted-{number}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        for _ in range(2)
+        for number in range(2)
     ]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
-    results = [process.communicate("go\n")[0].split() for process in processes]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate()[0].split() for process in processes]
     assert sorted(int(count) for count, _ in results) == [0, 5], "one extracted, the other waited and read"
     assert results[0][1] == results[1][1]
 

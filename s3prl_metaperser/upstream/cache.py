@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -149,8 +150,8 @@ class FeatureCache:
         self._places.update({audio: (path, row) for row, audio in enumerate(names)})
         self._known_shards.add(path)
 
-    def load(self, audio: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Read clips into memory, opening each shard once.
+    def stored(self, audio: Sequence[str]) -> tuple[StoredRows, StoredRows]:
+        """Give clips without reading them.
 
         Args:
             audio: SHA-256 of each clip; all must be in the cache.
@@ -158,24 +159,53 @@ class FeatureCache:
         Returns:
             (clips, S, dim) statistics and (clips,) frame deviations.
         """
-        wanted: dict[Path, list[tuple[int, int]]] = {}
-        for index, name in enumerate(audio):
-            path, row = self._places[name]
-            wanted.setdefault(path, []).append((index, row))
-        statistics: Tensor | None = None
-        deviations = torch.empty(len(audio))
-        for path, places in wanted.items():
-            indices = torch.tensor([index for index, _ in places])
-            rows = torch.tensor([row for _, row in places])
-            with naming_the_folder(self.folder), safe_open(path, framework="pt") as shard:
-                part = shard.get_tensor("statistics")[rows]
-                deviations[indices] = shard.get_tensor("frame_deviation")[rows]
-            if statistics is None:
-                statistics = torch.empty(len(audio), *part.shape[1:])
-            statistics[indices] = part
-        if statistics is None:
-            raise ValueError("no clips asked for")
-        return statistics, deviations
+        places = [self._places[name] for name in audio]
+        return StoredRows("statistics", places), StoredRows("frame_deviation", places)
+
+
+class StoredRows:
+    """A tensor whose rows lie in several shards, and which is never in memory as a whole.
+
+    Args:
+        tensor: its name in the shards.
+        places: shard and row in it of each row.
+    """
+
+    def __init__(self, tensor: str, places: Sequence[tuple[Path, int]]) -> None:
+        self._tensor = tensor
+        numbers: dict[Path, int] = {}
+        self._shard_of = np.array([numbers.setdefault(path, len(numbers)) for path, _ in places], dtype=np.int64)
+        self._row_of = torch.tensor([row for _, row in places], dtype=torch.int64)
+        self._shards = list(numbers)
+        with self._mapped(0) as first:
+            self.shape = torch.Size((len(places), *first.shape[1:]))
+            self.dtype = first.dtype
+
+    @contextmanager
+    def _mapped(self, number: int) -> Iterator[Tensor]:
+        """Map a shard's tensor, of which only what is then read comes from the disk."""
+        path = self._shards[number]
+        with naming_the_folder(path.parent), safe_open(path, framework="pt") as shard:
+            yield shard.get_tensor(self._tensor)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Read rows, each shard in one go.
+
+        Args:
+            rows: (n,) indices.
+
+        Returns:
+            (n, ...), in the order asked for.
+        """
+        given = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
+        shard_of = self._shard_of[rows.numpy()]
+        order = np.argsort(shard_of, kind="stable")
+        numbers, begins = np.unique(shard_of[order], return_index=True)
+        for number, own in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
+            indices = torch.from_numpy(own)
+            with self._mapped(number) as tensor:
+                given[indices] = tensor[self._row_of[rows[indices]]]
+        return given
 
 
 class FileHashes:
@@ -203,7 +233,7 @@ class FileHashes:
         hashes, changed = [], False
         for path in paths:
             try:
-                state = path.stat()
+                state = os.stat(path)
                 known = self._known.get(str(path))
                 if known is None or known[:2] != [state.st_size, state.st_mtime_ns]:
                     digest = hashlib.sha256(path.read_bytes()).hexdigest()

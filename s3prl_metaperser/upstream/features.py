@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
-import soundfile
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes
+from s3prl_metaperser.upstream.extraction import extract, extract_on_all_cores, lengths_of
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
 from s3prl_metaperser.upstream.trainable import Chunk, TrainableUpstream
 from s3prl_metaperser.upstream.waveforms import Waveforms
 
-BATCH_SECONDS = 32.0
-"""Audio of one forward pass at most."""
 SHARD_CLIPS = 256
 """Clips a shard: what a killed extraction loses at most."""
+MOST_BYTES = 2 * 10**9
+"""Of statistics that stay in memory: 50,000 utterances of a base model's 13 layers of 768."""
+ROWS_AT_ONCE = 1024
+"""Rows that are read and transformed together: what it takes in memory beside the table."""
 SMALLEST_SPREAD = 5e-2
 """Pooled means of which nine in ten dimensions spread over utterances by less than this share of the frames' deviation
 carry nothing but clips' edges: ``mel`` and ``linear`` leave up to 0.04, what has not been normalised 0.2 and more."""
@@ -52,37 +57,84 @@ class Features(ABC):
         """Set, once, what is done to every utterance's statistics before they are given."""
 
 
+class Rows(Protocol):
+    """A tensor that may be read row by row: a tensor itself, or one that lies on disk."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(rows, ...)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its elements."""
+        ...
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Give a copy of the rows with these (n,) indices, on the CPU."""
+        ...
+
+
 class FeatureTable(Features):
-    """All utterances of a run in one tensor, transformed once.
+    """A corpus's utterances, each read and transformed when it is first asked for, and then kept.
+
+    So a run holds what it uses, and nothing is read or transformed twice. A corpus whose table would be too large is
+    read and transformed anew, batch by batch, to the same bits.
 
     Args:
         utterances: ids.
         statistics: (utterances, S, dim).
         deviations: (utterances,) of frames.
         device: where the learner is.
+        most_bytes: of the table; one that would be larger is not kept.
     """
 
-    def __init__(self, utterances: Sequence[str], statistics: Tensor, deviations: Tensor, device: torch.device) -> None:
-        self._rows_of = {utterance: row for row, utterance in enumerate(utterances)}
-        self._statistics = statistics.to(device)
-        self._deviations = deviations.to(device)
+    def __init__(
+        self,
+        utterances: Sequence[str],
+        statistics: Rows,
+        deviations: Rows,
+        device: torch.device,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self._row_of = {utterance: row for row, utterance in enumerate(utterances)}
+        self._statistics = statistics
+        self._deviations = deviations
+        self._device = device
+        self._transform: Transform = torch.nn.Identity()
+        self._is_kept = np.zeros(len(utterances), dtype=bool)
+        # Untouched rows take no memory on the CPU: the kernel gives a page when it is written to.
+        fits = math.prod(statistics.shape) * statistics.dtype.itemsize <= most_bytes
+        self._kept = torch.empty(statistics.shape, dtype=statistics.dtype, device=device) if fits else None
 
     def _rows(self, utterances: Sequence[str]) -> Tensor:
-        rows = [self._rows_of[utterance] for utterance in utterances]
-        return torch.tensor(rows, device=self._statistics.device)
+        return torch.tensor([self._row_of[utterance] for utterance in utterances])
 
     def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See :class:`Features`."""
         rows = self._rows(utterances)
-        return self._statistics[rows], self._deviations[rows]
+        return self._statistics[rows].to(self._device), self._deviations[rows].to(self._device)
 
     def gather(self, utterances: Sequence[str]) -> Tensor:
         """See :class:`Features`."""
-        return self._statistics.index_select(0, self._rows(utterances))
+        rows = self._rows(utterances)
+        if self._kept is None:
+            return self._transform(self._statistics[rows].to(self._device))
+        if not self._is_kept[rows.numpy()].all():
+            self._keep(rows.numpy(), self._kept)
+        return self._kept.index_select(0, rows.to(self._device))
+
+    @torch.no_grad()
+    def _keep(self, rows: np.ndarray, kept: Tensor) -> None:
+        missing = np.unique(rows[~self._is_kept[rows]])
+        for some in torch.from_numpy(missing).split(ROWS_AT_ONCE):
+            kept[some.to(self._device)] = self._transform(self._statistics[some].to(self._device))
+        self._is_kept[missing] = True
 
     def transform(self, transform: Transform) -> None:
         """See :class:`Features`."""
-        self._statistics = transform(self._statistics)
+        self._transform = transform
+        self._is_kept[:] = False
 
 
 class LiveFeatures(Features):
@@ -92,7 +144,7 @@ class LiveFeatures(Features):
         pooled: the frozen upstream.
         audio: utterance → file.
         device: where the learner is.
-        batch_seconds: audio of one forward pass at most.
+        batch_seconds: audio of one forward pass at most; None: as suits the device.
     """
 
     def __init__(
@@ -100,7 +152,7 @@ class LiveFeatures(Features):
         pooled: PooledUpstream,
         audio: Mapping[str, Path],
         device: torch.device,
-        batch_seconds: float = BATCH_SECONDS,
+        batch_seconds: float | None = None,
     ) -> None:
         self._pooled = pooled
         self._audio = audio
@@ -112,7 +164,8 @@ class LiveFeatures(Features):
         """See :class:`Features`."""
         unique = sorted(set(utterances))
         clips: dict[str, PooledClip] = {}
-        for batch in extract(self._pooled, [self._audio[utterance] for utterance in unique], self._batch_seconds):
+        paths = [self._audio[utterance] for utterance in unique]
+        for batch in extract(self._pooled, paths, lengths_of(paths), self._batch_seconds):
             clips |= {unique[index]: clip for index, clip in batch.items()}
         statistics = torch.stack([clips[utterance].statistics for utterance in utterances])
         deviations = torch.tensor([clips[utterance].frame_deviation for utterance in utterances])
@@ -173,46 +226,6 @@ class TrainableFeatures(LiveFeatures):
         return wavs
 
 
-def extract(
-    pooled: PooledUpstream, paths: Sequence[Path], batch_seconds: float = BATCH_SECONDS
-) -> Iterator[dict[int, PooledClip]]:
-    """Read audio files and pool them, batch by batch.
-
-    Args:
-        pooled: the frozen upstream.
-        paths: of the files.
-        batch_seconds: audio of one forward pass at most.
-
-    Yields:
-        For each forward pass, index into ``paths`` → pooled clip.
-
-    Raises:
-        MetaPerSERError: for a file that is missing, not audio, empty, truncated or too short.
-    """
-    lengths = [_samples(path) for path in paths]
-    for batch in pooled.batches(lengths, batch_seconds):
-        wavs = [read_audio(paths[index]) for index in batch]
-        try:
-            clips = pooled(wavs)
-        except MetaPerSERError as error:
-            raise MetaPerSERError(f"audio file {paths[batch[0]]}: {error}") from None
-        except (RuntimeError, AssertionError, ValueError) as error:
-            if "out of memory" in str(error):
-                raise
-            names = ", ".join(str(paths[index]) for index in batch)
-            raise MetaPerSERError(f"the upstream failed on {names}: {error}; is the clip too short for it?") from None
-        yield dict(zip(batch, clips, strict=True))
-
-
-def _samples(path: Path) -> int:
-    try:
-        header = soundfile.info(str(path))
-    except soundfile.LibsndfileError:
-        # The same file, read in full, says what is wrong with it.
-        return len(read_audio(path))
-    return -(-header.frames * SAMPLE_RATE // header.samplerate)
-
-
 def cached_features(
     cache: FeatureCache, hashes: FileHashes, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device
 ) -> FeatureTable:
@@ -241,18 +254,22 @@ def cached_features(
                 if content not in cache
             }
             _fill(cache, pooled, missing)
-    return FeatureTable(utterances, *cache.load(contents), device)
+    return FeatureTable(utterances, *cache.stored(contents), device)
 
 
 def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path]) -> None:
     contents, paths = list(missing), list(missing.values())
+    lengths = lengths_of(paths)
     shard: dict[str, PooledClip] = {}
-    seconds = [_samples(path) / SAMPLE_RATE for path in paths]
     shown = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
-    with tqdm(total=sum(seconds), desc="features", unit="s", bar_format=shown, dynamic_ncols=True) as progress:
-        for batch in extract(pooled, paths):
+    total = sum(lengths) / SAMPLE_RATE
+    with (
+        closing(extract_on_all_cores(pooled, paths, lengths)) as batches,
+        tqdm(total=total, desc="features", unit="s", bar_format=shown, dynamic_ncols=True) as progress,
+    ):
+        for batch in batches:
             shard |= {contents[index]: clip for index, clip in batch.items()}
-            progress.update(sum(seconds[index] for index in batch))
+            progress.update(sum(lengths[index] for index in batch) / SAMPLE_RATE)
             if len(shard) >= SHARD_CLIPS:
                 cache.add(shard)
                 shard = {}
