@@ -14,6 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from s3prl_metaperser.adaptation.analytic import (
+    FactoredProjector,
+    FormedProjector,
+    HeadSteps,
+    Labels,
+    LayeredClips,
+    LinearSteps,
+    Projector,
+    TwoLayers,
+    adapt_analytically,
+)
 from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, DerivativeAnnealing
 from s3prl_metaperser.adaptation.inner_loop import adapt
 from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params
@@ -21,8 +32,8 @@ from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
 from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
 from s3prl_metaperser.multi_task import MultiTaskModel
 from s3prl_metaperser.naming import name_emotions
-from s3prl_metaperser.objective import example_losses, smooth_f1_loss
-from s3prl_metaperser.settings import Settings
+from s3prl_metaperser.objective import example_losses, example_weights, smooth_f1_loss
+from s3prl_metaperser.settings import Settings, resolved_backend
 
 LAYER_WEIGHTS = "layer_weights"
 """Name of the featurizer's weighted sum among the adapted parameters."""
@@ -94,7 +105,7 @@ class Learner(nn.Module):
         self._learns_rates = settings.system == "meta_perser"
         if not self.needs_upstream:
             self._make_rates()
-        self.backend = settings.meta.backend or ("checkpointed" if self.scope == "entire" else "higher")
+        self.backend = resolved_backend(settings)
         annealing = settings.meta.annealing
         self.annealing = DerivativeAnnealing(annealing.fraction, annealing.over) if annealing else ALWAYS_SECOND_ORDER
         self._shared: dict[str, nn.Parameter | None] = {LAYER_WEIGHTS: None}
@@ -206,20 +217,28 @@ class Learner(nn.Module):
         """
         if self.rates is None:
             raise ValueError("this learner was made without inner-loop rates")
-        adapted = adapt(
-            self._objective(support, self.meta_names),
-            self._stacked(len(support.targets), self.meta_names),
-            self.rates,
-            self.inner_steps,
-            lambda step: self.annealing.second_order(step, self.inner_steps, progress),
-            backend=self.backend,
-        )
-        logits = self._logits(adapted.params, self._inputs(query.statistics, self.meta_names))
+        orders = [self.annealing.second_order(step, self.inner_steps, progress) for step in range(self.inner_steps)]
+        if self.backend == "analytic":
+            names = list(self.initialisation(self.meta_names))
+            moving = self._analytic_tasks(support, FactoredProjector(self.model.projector.weight))
+            taken = [moving.step(self.rates.at(step, names), order) for step, order in enumerate(orders)]
+            losses, logits = torch.stack(taken), self._analytic_logits(moving, query.statistics)
+        else:
+            adapted = adapt(
+                self._objective(support, self.meta_names),
+                self._stacked(len(support.targets), self.meta_names),
+                self.rates,
+                self.inner_steps,
+                orders.__getitem__,
+                backend=self.backend,
+            )
+            losses = adapted.losses
+            logits = self._logits(adapted.params, self._inputs(query.statistics, self.meta_names))
         tasks = len(query.targets)
         loss = (example_losses(logits, query.targets, self.class_weights) * query.weights).sum() / tasks
         if self.outer_loss == "cross_entropy_f1":
             loss = loss + smooth_f1_loss(self.sharpened(logits), query.targets, query.weights)
-        return MetaLoss(loss, adapted.losses / tasks)
+        return MetaLoss(loss, losses / tasks)
 
     def adapt_to(
         self,
@@ -240,6 +259,11 @@ class Learner(nn.Module):
         """
         params = self._stacked(len(support.targets), names)
         with no_dropout(self.model):
+            if self.backend == "analytic" and params.keys() == self.initialisation().keys():
+                with torch.no_grad():
+                    projector = FormedProjector(self.model.projector.weight, len(support.targets))
+                    moving = self._analytic_tasks(support, projector)
+                return adapt_analytically(moving, list(params), rates, steps, keep)
             return adapt(self._objective(support, params), params, rates, steps, keep=keep)
 
     @torch.no_grad()
@@ -266,6 +290,34 @@ class Learner(nn.Module):
 
     def _stacked(self, tasks: int, names: Collection[str] | None) -> Params:
         return {name: tensor.expand(tasks, *tensor.shape) for name, tensor in self.initialisation(names).items()}
+
+    @property
+    def _adapts_layer_weights(self) -> bool:
+        return self.scope == "linear" and self.layer_weights is not None
+
+    def _analytic_tasks(self, support: TaskBatch, projector: Projector) -> HeadSteps | LinearSteps:
+        """Set tasks out from the shared initialisation, for the backend ``analytic``."""
+        if not isinstance(self.model, ListenerModel):
+            raise TypeError("the analytic inner loop is that of one classifier")
+        own = self.model.projector, self.model.classifier
+        initial = TwoLayers(*(tensor for layer in own for tensor in (layer.weight, layer.bias)))
+        labels = Labels(support.targets, example_weights(support.targets, self.class_weights) * support.weights)
+        if self.layer_weights is not None and self._adapts_layer_weights:
+            clips = LayeredClips(support.statistics, self.layers)
+            return LinearSteps(clips, labels, initial, self.layer_weights, projector)
+        return HeadSteps(self._pooled_side_by_side(support.statistics), labels, initial)
+
+    def _analytic_logits(self, moving: HeadSteps | LinearSteps, statistics: Tensor) -> Tensor:
+        if isinstance(moving, LinearSteps):
+            return moving.logits(LayeredClips(statistics, self.layers))
+        return moving.logits(self._pooled_side_by_side(statistics))
+
+    def _pooled_side_by_side(self, statistics: Tensor) -> Tensor:
+        """Pool (T, n, S, dim) statistics of all tasks by the shared weighted sum."""
+        if self.layer_weights is None or self.pooling == "mean_std":
+            return self._pooled(statistics)
+        weights = self.layer_weights.softmax(dim=-1).expand(len(statistics), -1)
+        return LayeredClips(statistics, self.layers).weighted(weights)
 
     def _pooled(self, statistics: Tensor) -> Tensor:
         return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)

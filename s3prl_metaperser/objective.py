@@ -35,10 +35,21 @@ def class_balanced_weights(targets: Tensor) -> Tensor:
     return (weights * targets.shape[1] / weights.sum()).float()
 
 
-def example_losses(logits: Tensor, targets: Tensor, class_weights: Tensor) -> Tensor:
-    """Class-balanced cross-entropy of each example against its label distribution.
+def example_weights(targets: Tensor, class_weights: Tensor) -> Tensor:
+    """Weigh each example by the target-weighted mean of the class weights.
 
-    An example's weight is the target-weighted mean of the class weights.
+    Args:
+        targets: (..., classes), each a distribution.
+        class_weights: (classes,).
+
+    Returns:
+        (...,) weights.
+    """
+    return (targets * class_weights).sum(dim=-1)
+
+
+def example_losses(logits: Tensor, targets: Tensor, class_weights: Tensor) -> Tensor:
+    """Class-balanced cross-entropy of each example against its label distribution, by :func:`example_weights`.
 
     Args:
         logits: (..., classes).
@@ -49,7 +60,7 @@ def example_losses(logits: Tensor, targets: Tensor, class_weights: Tensor) -> Te
         (...,) losses.
     """
     cross_entropy = -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-    return (targets * class_weights).sum(dim=-1) * cross_entropy
+    return example_weights(targets, class_weights) * cross_entropy
 
 
 F1_TEMPERATURE = 0.5

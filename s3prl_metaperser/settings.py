@@ -30,7 +30,7 @@ OuterLoss = Literal["cross_entropy", "cross_entropy_f1"]
 AggregatedTargets = Literal["mean", "expressed"]
 Recipe = Literal["paper", "best"]
 Precision = Literal["float32", "bfloat16"]
-Backend = Literal["higher", "checkpointed"]
+Backend = Literal["analytic", "higher", "checkpointed"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -144,8 +144,9 @@ class MetaSettings:
     upstream_inner_lr: Rate = 0.001
     """The same for the upstream's tensors, in scope ``entire``: a speech model bears far smaller steps than a head."""
     backend: Backend | None = None
-    """How the meta-gradient is made: ``higher``, one graph of all inner steps, or ``checkpointed``, one step's graph at
-    a time; the same gradient. None: ``checkpointed`` in scope ``entire``, else ``higher``."""
+    """How the meta-gradient is made: ``analytic``, with the inner gradients written out, where the model is a weighted
+    sum and two linear layers and nothing else; ``higher``, one graph of all inner steps; ``checkpointed``, one step's
+    graph at a time. The same gradient. None: the quickest that applies, and ``checkpointed`` in scope ``entire``."""
 
 
 @_strict
@@ -242,7 +243,40 @@ def read_settings(section: Any, variant: str | None = None) -> Settings:
         raise MetaPerSERError(_first_problem(error)) from None
     _check_naming(settings)
     _check_scope(settings)
+    _check_backend(settings)
     return settings
+
+
+def resolved_backend(settings: Settings) -> Backend:
+    """Give the backend of a run: the chosen one, or the quickest that applies."""
+    if settings.meta.backend is not None:
+        return settings.meta.backend
+    if settings.scope == "entire":
+        return "checkpointed"
+    return "higher" if analytic_obstacle(settings) else "analytic"
+
+
+def analytic_obstacle(settings: Settings) -> str | None:
+    """Name the first setting for which the backend ``analytic`` has no formula; None where it applies."""
+    model = settings.model
+    obstacles = {
+        "meta.adapts: naming": settings.meta.adapts == "naming",
+        "scope: entire": settings.scope == "entire",
+        "model.naming: true": model.naming,
+        f"model.activation: {model.activation}": model.activation != "none",
+        f"model.dropout: {model.dropout:g}": model.dropout > 0,
+        "model.pooling: mean_std with scope: linear": model.pooling == "mean_std" and settings.scope == "linear",
+    }
+    return next((name for name, stands_in_the_way in obstacles.items() if stands_in_the_way), None)
+
+
+def _check_backend(settings: Settings) -> None:
+    obstacle = analytic_obstacle(settings)
+    if settings.meta.backend == "analytic" and obstacle is not None:
+        raise MetaPerSERError(
+            f"config key '{SECTION}.meta.backend' has the value 'analytic', which is written out for a weighted sum of "
+            f"means and two linear layers, not for {obstacle}; leave backend out, and the quickest that applies is used"
+        )
 
 
 def _check_scope(settings: Settings) -> None:

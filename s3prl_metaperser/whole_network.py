@@ -103,7 +103,7 @@ class WholeNetwork:
             learner.rates,
             learner.inner_steps,
             lambda step: learner.annealing.second_order(step, learner.inner_steps, progress),
-            backend=learner.backend,
+            backend="higher" if learner.backend == "higher" else "checkpointed",
         )
         logits = torch.cat([self._rebuilt_logits(chunk, adapted.params, query) for chunk in query.chunks])
         loss = example_losses(logits, query.targets, learner.class_weights).mean()

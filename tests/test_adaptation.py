@@ -4,6 +4,8 @@ The hand-written one shares no code with the package: softmax regression with th
 products in closed form, gone through backwards with numpy (dα_t = −⟨v, g_t⟩ per tensor, v ← v − H_t(α_t v)).
 """
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, Derivativ
 from s3prl_metaperser.adaptation.inner_loop import adapt
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate
 from s3prl_metaperser.adaptation.sgd import PerTensorSGD
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.learner import Learner, TaskBatch
-from s3prl_metaperser.settings import read_settings
+from s3prl_metaperser.model import statistics_rows
+from s3prl_metaperser.settings import read_settings, resolved_backend
 
 STEPS, EXAMPLES, DIM, CLASSES = 5, 6, 4, 3
 
@@ -141,7 +145,7 @@ def learner_and_tasks(scope, lslr, annealing, pooling="mean", layers=3, tasks=2)
     learner = Learner(settings(scope, lslr, annealing, pooling), dim=4, class_weights=torch.tensor([0.5, 1.0, 1.5]))
     layer_weights = torch.nn.Parameter(torch.randn(layers, dtype=torch.float64))
     learner.double().bind_layer_weights(layer_weights, layers)
-    rows = layers if pooling == "mean" else layers + layers * (layers + 1) // 2
+    rows = statistics_rows(layers, pooling)
 
     def batch(seed, weights):
         rng = torch.Generator().manual_seed(seed)
@@ -158,10 +162,21 @@ def learner_and_tasks(scope, lslr, annealing, pooling="mean", layers=3, tasks=2)
     return learner, layer_weights, batch(1, weights), batch(2, weights)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+ANALYTIC = [(scope, pooling) for scope in ("head", "linear") for pooling in ("mean", "mean_std_per_layer")]
+ANALYTIC.append(("head", "mean_std"))
+WITH_BACKENDS = [
+    *[
+        (backend, s, p)
+        for backend in ("higher", "checkpointed")
+        for s in ("head", "linear")
+        for p in ("mean", "mean_std")
+    ],
+    *[("analytic", scope, pooling) for scope, pooling in ANALYTIC],
+]
+
+
 @pytest.mark.parametrize("query", ["combined", "disjoint"])
-@pytest.mark.parametrize("scope", ["head", "linear"])
-@pytest.mark.parametrize("backend", ["higher", "checkpointed"])
+@pytest.mark.parametrize(("backend", "scope", "pooling"), WITH_BACKENDS)
 def test_meta_gradient_agrees_with_finite_differences(backend, scope, query, pooling):
     """Second order throughout, through the whole model: both layers, the weighted sum, and every learned rate."""
     learner, layer_weights, support, other = learner_and_tasks(scope, True, None, pooling)
@@ -183,6 +198,122 @@ def test_meta_gradient_agrees_with_finite_differences(backend, scope, query, poo
             assert gradient.view(-1)[index].item() == pytest.approx(numerical, rel=2e-5, abs=1e-8), (name, index)
     rate_gradient = gradients[names.index("rates.rates")]
     assert rate_gradient.abs().min() > 0, "every rate of every adapted tensor and step is learned"
+
+
+def gradients_by(backend, learner, layer_weights, support, query, progress):
+    learner.backend = backend
+    parameters = [*learner.parameters(), *([] if layer_weights is None else [layer_weights])]
+    meta = learner.meta_loss(support, query, progress)
+    return meta, torch.autograd.grad(meta.loss, parameters, allow_unused=True)
+
+
+@pytest.mark.parametrize("annealing", [None, ("inner_steps", 0.0), ("training", 0.0), ("training", 0.9)])
+@pytest.mark.parametrize("lslr", [True, False])
+@pytest.mark.parametrize(("scope", "pooling"), ANALYTIC)
+def test_the_analytic_backend_is_the_reference(scope, pooling, lslr, annealing):
+    """In every order of derivatives, with negative rates too, and with clips that only pad."""
+    over, progress = annealing or ("", 0.0)
+    section = {"fraction": 0.5, "over": over} if annealing else None
+    learner, layer_weights, support, query = learner_and_tasks(scope, lslr, section, pooling)
+    if lslr:
+        learner.rates.rates.data = torch.linspace(-0.2, 0.9, learner.rates.rates.numel()).view_as(learner.rates.rates)
+        learner.double()
+    given = learner, layer_weights, support, query, progress
+    (reference, expected), (ours, gradients) = gradients_by("higher", *given), gradients_by("analytic", *given)
+    assert ours.loss.item() == pytest.approx(reference.loss.item(), rel=1e-12)
+    torch.testing.assert_close(ours.support, reference.support, rtol=1e-12, atol=0)
+    assert sum(gradient is not None for gradient in gradients) == (6 if lslr else 5)
+    for own, other in zip(gradients, expected, strict=True):
+        if own is None or other is None:
+            assert own is other
+        else:
+            assert (own - other).norm() <= 1e-10 * other.norm()
+
+
+@pytest.mark.parametrize("scope", ["head", "linear"])
+def test_the_analytic_backend_in_float32_is_as_exact_as_the_reference(scope):
+    """At the sizes of a base model; both against the reference in float64."""
+    torch.manual_seed(0)
+    section = {"corpus": "unused", "scope": scope, "meta": {"inner_lr": 0.05, "annealing": None}}
+    learner = Learner(read_settings(section), dim=768, class_weights=torch.rand(9) + 0.5)
+    layer_weights = torch.nn.Parameter(torch.randn(13))
+    learner.bind_layer_weights(layer_weights, 13)
+    targets = torch.rand(2, 3, 32, 9) ** 4
+    targets /= targets.sum(-1, keepdim=True)
+    support, query = (TaskBatch(torch.randn(3, 32, 13, 768), own, torch.full((3, 32), 1 / 32)) for own in targets)
+    _, ours = gradients_by("analytic", learner, layer_weights, support, query, 0.0)
+    learner.double()
+    layer_weights.data = layer_weights.data.double()
+    doubles = [TaskBatch(*(own.double() for own in vars(batch).values())) for batch in (support, query)]
+    _, exact = gradients_by("higher", learner, layer_weights, *doubles, 0.0)
+    for own, other in zip(ours, exact, strict=True):
+        assert (own - other).norm() <= 2e-6 * other.norm()
+
+
+@pytest.mark.parametrize(("scope", "pooling"), ANALYTIC)
+def test_the_analytic_backend_at_meta_test_is_the_reference(scope, pooling):
+    learner, _, support, query = learner_and_tasks(scope, True, None, pooling)
+    learner.rates.rates.data = torch.linspace(-0.1, 0.5, learner.rates.rates.numel()).view_as(learner.rates.rates)
+    learner.double()
+    adapted = {}
+    for backend in ("higher", "analytic"):
+        learner.backend = backend
+        adapted[backend] = learner.adapt_to(support, learner.rates, 50, keep=[5, 50])
+    reference, ours = adapted["higher"], adapted["analytic"]
+    torch.testing.assert_close(ours.losses, reference.losses, rtol=1e-12, atol=0)
+    assert ours.kept.keys() == {5, 50}
+    for own, other in [(ours.params, reference.params), (ours.kept[5], reference.kept[5])]:
+        assert own.keys() == other.keys()
+        for name, tensor in own.items():
+            torch.testing.assert_close(tensor, other[name], rtol=1e-9, atol=1e-12)
+            assert not tensor.requires_grad
+    torch.testing.assert_close(
+        learner.probabilities(query.statistics, ours.params), learner.probabilities(query.statistics, reference.params)
+    )
+
+
+def test_an_upstream_of_one_layer_has_no_weighted_sum_to_adapt():
+    learner, _, support, query = learner_and_tasks("linear", True, None, layers=1)
+    learner.bind_layer_weights(None, 1)
+    given = learner, None, support, query, 0.0
+    (reference, expected), (ours, gradients) = gradients_by("higher", *given), gradients_by("analytic", *given)
+    assert ours.loss.item() == pytest.approx(reference.loss.item(), rel=1e-12)
+    for own, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+def settings_of(**changes):
+    section = {"corpus": "unused"}
+    for key, value in changes.items():
+        room, _, name = key.rpartition("_in_")
+        section |= {name: {**section.get(name, {}), room: value}} if room else {key: value}
+    return section
+
+
+NOT_ANALYTIC = {
+    "meta.adapts: naming": {"adapts_in_meta": "naming", "naming_in_model": True},
+    "scope: entire": {"scope": "entire"},
+    "model.naming: true": {"naming_in_model": True},
+    "model.activation: relu": {"activation_in_model": "relu"},
+    "model.dropout: 0.1": {"dropout_in_model": 0.1},
+    "model.pooling: mean_std with scope: linear": {"pooling_in_model": "mean_std"},
+}
+
+
+def test_the_quickest_backend_that_applies_is_chosen():
+    assert resolved_backend(read_settings(settings_of())) == "analytic"
+    assert resolved_backend(read_settings(settings_of(scope="head", pooling_in_model="mean_std"))) == "analytic"
+    assert resolved_backend(read_settings(settings_of(backend_in_meta="higher"))) == "higher"
+    assert resolved_backend(read_settings(settings_of(recipe="best"))) == "higher"
+    for obstacle, changes in NOT_ANALYTIC.items():
+        backend = resolved_backend(read_settings(settings_of(**changes)))
+        assert backend == ("checkpointed" if obstacle == "scope: entire" else "higher")
+
+
+@pytest.mark.parametrize("obstacle", NOT_ANALYTIC)
+def test_the_analytic_backend_refuses_by_name_where_it_has_no_formula(obstacle):
+    with pytest.raises(MetaPerSERError, match=f"meta.backend.*'analytic'.*not for {re.escape(obstacle)};"):
+        read_settings(settings_of(backend_in_meta="analytic", **NOT_ANALYTIC[obstacle]))
 
 
 def test_tasks_adapt_side_by_side_as_they_would_alone():

@@ -28,7 +28,7 @@ from s3prl_metaperser.adaptation.rates import Rates
 from s3prl_metaperser.adaptation.unrolled import unroll
 
 Backend = Literal["higher", "checkpointed"]
-"""How a meta-gradient is made: by one graph of all steps, or by rebuilding one step's graph at a time."""
+"""How a meta-gradient is made of any objective: by one graph of all steps, or by rebuilding one step's at a time."""
 
 
 def adapt(
