@@ -45,11 +45,13 @@ KEPT_ON_RESUME = ("mode", "evaluate_split", "override", "backend", "local_rank",
 Config = dict[str, Any]
 
 
-def check(arguments: Sequence[str]) -> list[str]:
+def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     """Check a command line of ``run_downstream``.
 
     Args:
         arguments: the command line without the program's name.
+        sets_run_up: whether to look at settings, corpus, split and episodes too, by setting the run up as the expert
+            will; it says the same of them itself, when s3prl has made the experiment's folder.
 
     Returns:
         The command line to give to s3prl: the same, with the path of an installed config where it was given by name.
@@ -86,7 +88,7 @@ def check(arguments: Sequence[str]) -> list[str]:
     _check_device(args.device)
     _check_config(args, config)
     _check_experiment_folder(args)
-    if args.downstream == "metaperser":
+    if args.downstream == "metaperser" and sets_run_up:
         _check_run(args, config, starts_anew=checkpoint_path is None)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")

@@ -31,22 +31,31 @@ from s3prl_metaperser.errors import MetaPerSERError, exit_with
 PROGRAM = "run_downstream"
 
 
-def main() -> None:
-    """Check the process's command line and hand it to s3prl's ``main``."""
-    quieten()
-    install_stand_ins()
-    trust_namespaces()
+def main(sets_run_up_first: bool = True) -> None:
+    """Check the process's command line and hand it to s3prl's ``main``.
+
+    Args:
+        sets_run_up_first: see :func:`s3prl_metaperser.preflight.check`.
+    """
+    make_ready()
     try:
         from s3prl_metaperser import preflight
         from s3prl_metaperser.distributed import with_local_rank
 
-        sys.argv[1:] = preflight.check(with_local_rank(sys.argv[1:]))
+        sys.argv[1:] = preflight.check(with_local_rank(sys.argv[1:]), sets_run_up_first)
     except MetaPerSERError as error:
         raise exit_with(error, PROGRAM) from None
 
     from s3prl.run_downstream import main as run_s3prl
 
     run_s3prl()
+
+
+def make_ready() -> None:
+    """Do what must be done before s3prl is imported."""
+    quieten()
+    install_stand_ins()
+    trust_namespaces()
 
 
 def quieten() -> None:

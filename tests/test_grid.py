@@ -19,7 +19,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import slurm
 from s3prl_metaperser.experiments.grid import Choice, Grid, Node
 from s3prl_metaperser.experiments.launchers import End, ForkLauncher, Launched, Launcher, ProcessLauncher
-from s3prl_metaperser.experiments.runs import BEST, DEV_RESULTS, LOG, RESULTS, Run, Upstream
+from s3prl_metaperser.experiments.runs import BEST, CONFIG, DEV_RESULTS, LOG, RESULTS, Run, Upstream
 from s3prl_metaperser.experiments.slurm import SlurmLauncher, SlurmSettings
 
 
@@ -197,7 +197,19 @@ def test_a_forked_run_computes_the_bits_of_its_command_given_by_hand(make_run, t
 def test_a_run_with_bad_input_fails_with_its_own_words(make_run, launcher):
     run = make_run("broken", fold=9)
     outcome = Grid([Node(run.name, run)]).run(launcher(1) if launcher is ForkLauncher else launcher(), 1)
-    assert "ended with code 2: run_downstream: error: fold 9 does not exist" in outcome.failures[0].reason
+    says = "metaperser" if launcher is ForkLauncher else "run_downstream"
+    assert f"ended with code 2: {says}: error: fold 9 does not exist" in outcome.failures[0].reason
+
+
+@pytest.mark.parametrize("launcher", [ForkLauncher, ProcessLauncher])
+def test_what_is_wrong_with_a_run_is_found_before_its_folder_is_made(make_run, tmp_path, launcher):
+    run = make_run("broken", fold=9)
+    config = tmp_path / "broken.yaml"
+    config.write_text(yaml.safe_dump(run.config))
+    arguments = [str(config) if given == str(run.folder / CONFIG) else given for given in run.arguments()]
+    with pytest.raises(MetaPerSERError, match="fold 9 does not exist"):
+        (launcher(1) if launcher is ForkLauncher else launcher()).check(arguments)
+    assert not run.folder.exists()
 
 
 def test_a_process_that_outlives_the_experiment_keeps_its_lock(make_run, tmp_path):

@@ -265,18 +265,21 @@ def run_all(args: argparse.Namespace, experiments: Sequence[Callable[[], Experim
     Returns:
         The exit code: 1 where a run failed.
     """
-    from s3prl_metaperser.experiments.conduct import conduct, tell
-    from s3prl_metaperser.experiments.grid import Grid
-
     if args.dry_run:
+        from s3prl_metaperser.experiments.grid import Grid
+        from s3prl_metaperser.experiments.launchers import check
+
         for make in experiments:
             experiment = make()
-            experiment.setup.check(runs_are_elsewhere=True)
+            experiment.setup.check(check, runs_are_elsewhere=True)
             print(f"# {experiment.kind}: the config of each run is written into its folder when it is started")
             for line in Grid(experiment.nodes).describe():
                 print(line)
         return 0
+    # First of all: it may begin to import, in a process of its own, what runs need.
     launcher = make_launcher(args)
+    from s3prl_metaperser.experiments.conduct import conduct, tell
+
     codes = []
     for make in experiments:
         experiment = make()

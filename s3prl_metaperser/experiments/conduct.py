@@ -46,7 +46,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
         MetaPerSERError: when the corpus or a setting is wrong, before anything is run or written.
     """
     setup = experiment.setup
-    setup.check(launcher.is_elsewhere)
+    setup.check(launcher.check, launcher.is_elsewhere)
     try:
         setup.out.mkdir(parents=True, exist_ok=True)
         lock = (setup.out / ".lock").open("a")

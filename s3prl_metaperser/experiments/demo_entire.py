@@ -80,6 +80,7 @@ def run_demo(out: Path, upstream: str | None, ckpt: Path | None, device: str, se
         MetaPerSERError: when something that was given is wrong.
     """
     from s3prl_metaperser.experiments.experiment import claim_folder
+    from s3prl_metaperser.experiments.launchers import check
 
     begin = time.monotonic()
     corpus = make_corpus(out, seed)
@@ -88,7 +89,7 @@ def run_demo(out: Path, upstream: str | None, ckpt: Path | None, device: str, se
         upstream, ckpt = "wavlm_local", _random_upstream(out, seed)
         notes.append(RANDOM_WEIGHTS)
     setup = _setup(corpus, out, upstream, ckpt, device, seed)
-    setup.check()
+    setup.check(check)
     claim_folder(setup)
     try:
         whole, resumed = _train(setup)

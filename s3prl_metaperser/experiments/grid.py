@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,7 +139,7 @@ class Grid:
             execution = _Execution(self.nodes, launcher, shown)
             try:
                 while execution.goes_on(jobs):
-                    time.sleep(launcher.poll_seconds)
+                    launcher.wait(execution.under_way)
             finally:
                 execution.stop()
         return execution.outcome
@@ -203,6 +202,11 @@ class _Execution:
         if under_way != self._shown.postfix:
             self._shown.set_postfix_str(under_way)
         return self._order.is_active()
+
+    @property
+    def under_way(self) -> list[Launched]:
+        """What has been started and not ended."""
+        return [one.launched for one in self._running]
 
     def stop(self) -> None:
         """End what is under way."""

@@ -13,11 +13,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import IO
@@ -25,6 +27,8 @@ from typing import IO
 from s3prl_metaperser.experiments.runs import LOG, Run
 
 POLL_SECONDS = 0.05
+MOST_SECONDS = 1.0
+"""After so long it is asked again whether a run has ended, also where its end would be told."""
 PATIENCE_SECONDS = 10.0
 """What a process is given to end when it is asked to, before it is killed."""
 
@@ -76,6 +80,21 @@ class Launcher(ABC):
     is_elsewhere = False
     held: Sequence[IO[str]] = ()
 
+    def check(self, arguments: Sequence[str]) -> None:
+        """Find what is wrong with a run's command line before its folder is made.
+
+        Args:
+            arguments: see :meth:`Run.arguments`.
+
+        Raises:
+            MetaPerSERError: naming it.
+        """
+        check(arguments)
+
+    def wait(self, under_way: Sequence[Launched]) -> None:
+        """Return when it is worth asking again whether a run has ended."""
+        time.sleep(self.poll_seconds)
+
     def clear(self, run: Run) -> None:
         """End what an experiment that was killed may have left running of a run; asked before its folder is made."""
         return
@@ -102,6 +121,17 @@ def local_launcher(device: str, threads: int) -> Launcher:
     if device == "cpu" and "forkserver" in multiprocessing.get_all_start_methods():
         return ForkLauncher(threads)
     return ProcessLauncher()
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Check a run's command line in this process; see :meth:`Launcher.check`."""
+    # s3prl and torch take seconds to import.
+    from s3prl_metaperser import run_downstream
+
+    run_downstream.make_ready()
+    from s3prl_metaperser import preflight
+
+    preflight.check(arguments)
 
 
 class ProcessLauncher(Launcher):
@@ -148,6 +178,8 @@ class _Process(Launched):
 class ForkLauncher(Launcher):
     """Forks each run from a process that has imported what runs import.
 
+    It begins to import when the launcher is made, while this process goes on with its own work.
+
     Args:
         threads: CPU threads of each run, which numerical libraries want to know while they are imported.
     """
@@ -157,6 +189,16 @@ class ForkLauncher(Launcher):
         self._context.set_forkserver_preload(["s3prl_metaperser.experiments.preloaded"])
         with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
             forkserver.ensure_running()
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """See :class:`Launcher`; in a fork, so that this process need not import s3prl."""
+        with ProcessPoolExecutor(1, self._context, initializer=_end_with_parent) as process:
+            process.submit(check, arguments).result()
+
+    def wait(self, under_way: Sequence[Launched]) -> None:
+        """See :class:`Launcher`; returns as soon as one has ended."""
+        if under_way:
+            connection.wait([one.sentinel for one in under_way if isinstance(one, _Forked)], MOST_SECONDS)
 
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
@@ -170,6 +212,11 @@ class ForkLauncher(Launcher):
 class _Forked(Launched):
     def __init__(self, process: ForkServerProcess) -> None:
         self._process = process
+
+    @property
+    def sentinel(self) -> int:
+        """What can be read once the process has ended."""
+        return self._process.sentinel
 
     def poll(self) -> End | None:
         code = self._process.exitcode
@@ -199,7 +246,8 @@ def _run(arguments: Sequence[str], log: Path, environment: Mapping[str, str], th
 
     torch.set_num_threads(threads)
     sys.argv = [str(run_downstream.__file__), *arguments]
-    run_downstream.main()
+    # The folder is there already, so nothing is lost if what is wrong is found by the run itself.
+    run_downstream.main(sets_run_up_first=False)
 
 
 def _end_with_parent() -> None:

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,10 +146,11 @@ class Setup:
             for tasks in (split.dev, split.test):
                 meta_test_episodes(tasks, shots, self.queries, 1, self.seed)
 
-    def check(self, runs_are_elsewhere: bool = False) -> None:
+    def check(self, check_run: Callable[[Sequence[str]], None], runs_are_elsewhere: bool = False) -> None:
         """Find what is wrong with corpus, settings, upstream or device before anything is run or written.
 
         Args:
+            check_run: checks the command line of a run; see :mod:`s3prl_metaperser.experiments.launchers`.
             runs_are_elsewhere: whether the device is another machine's, and not to be looked for here.
 
         Raises:
@@ -164,15 +165,7 @@ class Setup:
             upstream = replace(self.upstream, device="cpu") if runs_are_elsewhere else self.upstream
             run = replace(run, folder=Path(folder), upstream=upstream)
             run.prepare()
-            # s3prl and torch take seconds to import; not before the corpus is known to be there.
-            from s3prl_metaperser.run_downstream import install_stand_ins, quieten, trust_namespaces
-
-            quieten()
-            install_stand_ins()
-            trust_namespaces()
-            from s3prl_metaperser import preflight
-
-            preflight.check(run.arguments())
+            check_run(run.arguments())
 
     def _check_overrides(self, scenario: Scenario) -> None:
         for one in self.overrides:

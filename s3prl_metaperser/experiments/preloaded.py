@@ -3,11 +3,19 @@
 Imported in the order of :func:`s3prl_metaperser.run_downstream.main`; nothing of it touches a GPU.
 """
 
+import gc
 from importlib import import_module
 
-from s3prl_metaperser.run_downstream import install_stand_ins, quieten
+from s3prl_metaperser.run_downstream import make_ready
 
-quieten()
-install_stand_ins()
-for _name in ("s3prl.hub", "s3prl.run_downstream", "s3prl_metaperser.expert", "s3prl_metaperser.preflight"):
+make_ready()
+for _name in (
+    "s3prl.hub",
+    "s3prl.run_downstream",
+    "s3prl_metaperser.expert",
+    "s3prl_metaperser.preflight",
+    "s3prl_metaperser.experiments.launchers",
+):
     import_module(_name)
+# A million objects that outlive every run: not to be looked through, and copied by that, in each of them.
+gc.freeze()
