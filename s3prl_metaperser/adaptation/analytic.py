@@ -59,20 +59,24 @@ class Labels:
     Args:
         targets: (T, n, C), each a distribution.
         scale: (T, n), each clip's share of the loss.
+
+    Attributes:
+        targets: y, (T, C, n): scale times target.
+        mass: m, (T, 1, n): its sum.
     """
 
     def __init__(self, targets: Tensor, scale: Tensor) -> None:
-        self._targets = (scale.unsqueeze(-1) * targets).mT.contiguous()
-        self._mass = self._targets.sum(1, keepdim=True)
+        self.targets = (scale.unsqueeze(-1) * targets).mT.contiguous()
+        self.mass = self.targets.sum(1, keepdim=True)
 
     def slope(self, logits: Tensor) -> Tensor:
         """Give δᵀ, the (T, C, n) gradient of the loss with respect to the (T, C, n) logits."""
-        return self._mass * logits.softmax(1) - self._targets
+        return self.mass * logits.softmax(1) - self.targets
 
     @torch.no_grad()
     def loss(self, logits: Tensor) -> Tensor:
         """Give the scalar loss, detached."""
-        return -(self._targets * logits.log_softmax(1)).sum()
+        return -(self.targets * logits.log_softmax(1)).sum()
 
 
 class _TimesTransposed(torch.autograd.Function):
@@ -147,6 +151,80 @@ class AnalyticSteps(ABC):
         """Form the adapted tensors, each with a leading task dimension, in the order of a step's rates."""
 
 
+class _HeadStep(torch.autograd.Function):
+    r"""One step of two linear layers on clips that stay, and its way back, written out.
+
+    With δᵀ = m ⊙ softmax(W₂ Hᵀ + b₂) − y, (C, n) a task, and the Gram matrix G:
+
+        f = −α δᵀ,  e = −β δᵀ 1,  H ← H + (f G + e 1ᵀ)ᵀ W₂,  W₂ ← W₂ − γ δᵀ H,  b₂ ← b₂ − η δᵀ 1.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        labels: Labels,
+        second_order: bool,
+        hidden: Tensor,
+        classifier: Tensor,
+        classifier_bias: Tensor,
+        gram: Tensor,
+        *rates: Tensor,
+    ) -> tuple[Tensor, ...]:
+        of_projector, of_projector_bias, of_classifier, of_classifier_bias = rates
+        logits = torch.baddbmm(classifier_bias, classifier, hidden.mT)
+        probabilities = logits.softmax(1)
+        slope = labels.mass * probabilities - labels.targets
+        bias_slope = slope.sum(-1, keepdim=True)
+        by_clip, by_bias = -of_projector * slope, -of_projector_bias * bias_slope
+        along = torch.baddbmm(by_bias, by_clip, gram)
+        classifier_slope = torch.bmm(slope, hidden)
+        loss = labels.loss(logits)
+        ctx.labels, ctx.second_order = labels, second_order
+        ctx.save_for_backward(
+            hidden, classifier, gram, probabilities, slope, bias_slope, by_clip, along, classifier_slope, *rates
+        )
+        ctx.mark_non_differentiable(loss)
+        return (
+            torch.baddbmm(hidden, along.mT, classifier),
+            classifier - of_classifier * classifier_slope,
+            classifier_bias - of_classifier_bias * bias_slope,
+            by_clip,
+            by_bias,
+            loss,
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        # d… is the outer loss's gradient with respect to …
+        d_hidden, d_classifier, d_classifier_bias, d_by_clip, d_by_bias, _ = given
+        hidden, classifier, gram, probabilities, slope, bias_slope, by_clip, along, classifier_slope, *rates = (
+            ctx.saved_tensors
+        )
+        of_projector, of_projector_bias, of_classifier, of_classifier_bias = rates
+        d_along = torch.bmm(classifier, d_hidden.mT)
+        d_by_clip = torch.baddbmm(d_by_clip, d_along, gram.mT)
+        d_by_bias = d_by_bias + d_along.sum(-1, keepdim=True)
+        d_gram = torch.bmm(by_clip.mT, d_along)
+        d_rates = (
+            -(d_by_clip * slope).sum(),
+            -(d_by_bias * bias_slope).sum(),
+            -(d_classifier * classifier_slope).sum(),
+            -(d_classifier_bias * bias_slope).sum(),
+        )
+        if ctx.second_order:
+            d_bias_slope = of_projector_bias * d_by_bias + of_classifier_bias * d_classifier_bias
+            followed = of_classifier * d_classifier
+            d_slope = -torch.baddbmm(of_projector * d_by_clip + d_bias_slope, followed, hidden.mT)
+            d_logits = probabilities * d_slope
+            d_logits = ctx.labels.mass * (d_logits - probabilities * d_logits.sum(1, keepdim=True))
+            # H and W₂ each enter through the logits, through the step's direction, and as what is moved.
+            d_classifier = d_classifier + torch.bmm(along, d_hidden) + torch.bmm(d_logits, hidden)
+            d_hidden = torch.baddbmm(d_hidden, d_logits.mT, classifier) - torch.bmm(slope.mT, followed)
+            d_classifier_bias = d_classifier_bias + d_logits.sum(-1, keepdim=True)
+        return (None, None, d_hidden, d_classifier, d_classifier_bias, d_gram, *d_rates)
+
+
 class HeadSteps(AnalyticSteps):
     """Two linear layers that adapt on pooled clips, which stay.
 
@@ -173,23 +251,20 @@ class HeadSteps(AnalyticSteps):
 
     def step(self, rates: StepRates, second_order: bool = True) -> Tensor:
         """See :class:`AnalyticSteps`."""
-        of_projector, of_projector_bias, of_classifier, of_classifier_bias = rates
-        classifier = self._classifier
-        logits = _times_transposed(classifier, self._hidden) + self._classifier_bias
-        slope = self._labels.slope(logits)
-        classifier_slope = slope @ self._hidden
-        if not second_order:
-            classifier, slope, classifier_slope = classifier.detach(), slope.detach(), classifier_slope.detach()
         if second_order not in self._gram:
             self._gram[second_order] = _times_transposed(self._right(second_order), self._support)
-        bias_slope = slope.sum(-1, keepdim=True)
-        move = _Move(second_order, -of_projector * slope, -of_projector_bias * bias_slope, classifier)
-        self._moves.append(move)
-        along = move.by_clip @ self._gram[second_order] + move.by_bias
-        self._hidden = torch.baddbmm(self._hidden, along.mT, classifier)
-        self._classifier = self._classifier - of_classifier * classifier_slope
-        self._classifier_bias = self._classifier_bias - of_classifier_bias * bias_slope
-        return self._labels.loss(logits)
+        classifier = self._classifier if second_order else self._classifier.detach()
+        self._hidden, self._classifier, self._classifier_bias, by_clip, by_bias, loss = _HeadStep.apply(
+            self._labels,
+            second_order,
+            self._hidden,
+            self._classifier,
+            self._classifier_bias,
+            self._gram[second_order],
+            *rates,
+        )
+        self._moves.append(_Move(second_order, by_clip, by_bias, classifier))
+        return loss
 
     def _moved(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give, of the steps of each order, (T, k C, P) rows of W₂, (T, k C, n) factors, and the X that they multiply.
