@@ -31,8 +31,9 @@ from s3prl_metaperser.settings import Scope, read_settings
 TASKS, CLIPS, LAYERS, DIM, PROJECTOR, CLASSES, STEPS, RATE = 9, 32, 13, 768, 256, 9, 5, 0.05
 TARGETS: dict[Scope, float] = {"head": 8, "linear": 3}
 OURS = "ours"
-ALIKE = 1e-5
-"""Relative difference of two float32 gradients that are the same; the tests compare in float64 and closer."""
+ALIKE = 1e-4
+"""Relative difference of two float32 gradients that are the same: that of the weighted sum is a small difference of
+large sums. The tests compare in float64, to 1e-10."""
 
 MetaStep = Callable[[], list[Tensor]]
 """Gives the gradients of weighted sum, projector and classifier."""
@@ -75,6 +76,7 @@ class Subject:
         self.learner.bind_layer_weights(nn.Parameter(torch.randn(LAYERS)), LAYERS)
         self.network = Network(self.learner)
         self.support, self.query = self._batch(), self._batch()
+        self._clip_by_clip = [batch.statistics.contiguous() for batch in (self.support, self.query)]
         layer_weights = self.learner.layer_weights
         assert layer_weights is not None
         self.shared = [layer_weights, *self.learner.model.parameters()]
@@ -83,19 +85,19 @@ class Subject:
     def _batch(self) -> TaskBatch:
         targets = torch.rand(TASKS, CLIPS, CLASSES) ** 4
         targets /= targets.sum(-1, keepdim=True)
-        statistics = torch.randn(TASKS, CLIPS, LAYERS, DIM)
+        # In memory layer by layer, as the feature table gives them; the others get them clip by clip.
+        statistics = torch.randn(LAYERS, TASKS, CLIPS, DIM).movedim(0, 2)
         return TaskBatch(statistics, targets, torch.full((TASKS, CLIPS), 1 / CLIPS))
 
     def own(self) -> list[Tensor]:
         """Take this package's meta-step."""
         return list(torch.autograd.grad(self.learner.meta_loss(self.support, self.query, 0.0).loss, self.learned))
 
-    def inputs(self, batch: TaskBatch) -> Tensor:
-        """Give the network's input for all tasks; what does not adapt in scope ``head`` is computed once."""
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Give the other programs' input, support and query; what does not adapt in scope ``head`` is pooled once."""
         if self.learner.scope == "linear":
-            return batch.statistics
-        layer_weights = self.shared[0]
-        return layer_weights.softmax(dim=-1) @ batch.statistics
+            return tuple(self._clip_by_clip)
+        return tuple(self.shared[0].softmax(dim=-1) @ statistics for statistics in self._clip_by_clip)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Give one task's loss."""
@@ -107,7 +109,7 @@ class Subject:
 
     def tasks(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Give each task's support inputs, support targets, query inputs and query targets."""
-        support, query = self.inputs(self.support), self.inputs(self.query)
+        support, query = self.inputs()
         yield from zip(support, self.support.targets, query, self.query.targets, strict=True)
 
 
@@ -190,7 +192,7 @@ def with_torch_func(subject: Subject, vectorised: bool) -> MetaStep:
 
     def step() -> list[Tensor]:
         if vectorised:
-            support, query = subject.inputs(subject.support), subject.inputs(subject.query)
+            support, query = subject.inputs()
             given = (support, subject.support.targets, query, subject.query.targets)
             return subject.gradients(torch.func.vmap(query_loss)(*given).mean(), subject.learned)
         total = torch.stack([query_loss(*task) for task in subject.tasks()]).mean()
