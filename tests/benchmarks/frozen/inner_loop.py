@@ -235,7 +235,7 @@ def measure(options: Options) -> Iterator[Line]:
         programs = {OURS: fast.own, **named}
         programs |= {"torch.func under vmap": with_torch_func(fast, True), "our backend higher": reference.own}
         check_alike(programs)
-        seconds = side_by_side(programs, options.rounds, warming=2)
+        seconds = side_by_side(programs, options.rounds, settling=2)
         ratios = {name: Ratio.of(taken, seconds[OURS]) for name, taken in seconds.items() if name != OURS}
         fastest = min(named, key=lambda name: ratios[name].median)
         own = sorted(seconds[OURS])[len(seconds[OURS]) // 2]

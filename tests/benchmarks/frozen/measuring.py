@@ -51,13 +51,17 @@ Measure = Callable[[Options], Iterator[Line]]
 """A part: gives its lines as it gets them."""
 
 
-def side_by_side(programs: Mapping[str, Callable[[], object]], rounds: int, warming: int = 1) -> dict[str, list[float]]:
+def side_by_side(
+    programs: Mapping[str, Callable[[], object]], rounds: int, warming: int = 1, settling: int = 0
+) -> dict[str, list[float]]:
     """Time programs in turns (A B C A B C …), so that what else the machine does falls on all alike.
 
     Args:
         programs: name → what is timed.
         rounds: how often each is.
         warming: how often each is run before, untimed.
+        settling: how often each is run, untimed, at the beginning of its turn: what is a step of training follows on
+            another of its kind, not on another program's with other memory in the caches.
 
     Returns:
         Name → seconds of each round.
@@ -67,6 +71,8 @@ def side_by_side(programs: Mapping[str, Callable[[], object]], rounds: int, warm
         for number in range(warming + rounds):
             for name, program in programs.items():
                 progress.set_description(name)
+                for _ in range(settling):
+                    program()
                 begun = time.perf_counter()
                 program()
                 taken = time.perf_counter() - begun
