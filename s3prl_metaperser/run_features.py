@@ -12,6 +12,7 @@ from torch import nn
 
 from s3prl_metaperser.checkpoints import TRAINED_UPSTREAM
 from s3prl_metaperser.corpus.manifest import Corpus
+from s3prl_metaperser.datasets import SILENT_SAMPLES
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.settings import Settings
@@ -30,6 +31,7 @@ from s3prl_metaperser.upstream.features import (
     check_features_vary,
 )
 from s3prl_metaperser.upstream.pooling import PooledUpstream
+from s3prl_metaperser.upstream.silence import recall_silence
 from s3prl_metaperser.upstream.trainable import TrainableUpstream
 
 NOT_BOUND = (
@@ -84,6 +86,8 @@ class RunFeatures:
         if self.settings.scope == "entire":
             self._trainable = TrainableUpstream(pooled, self.settings.entire)
             self.learner.bind_upstream(list(self._trainable.adapted))
+        else:
+            recall_silence(upstream, SILENT_SAMPLES)
 
     @property
     def upstream_weights(self) -> str:
