@@ -1,5 +1,6 @@
 """The command `metaperser`: its help, the configs, and the link into an s3prl clone."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -14,13 +15,36 @@ from s3prl_metaperser.errors import MetaPerSERError
 ROOT = Path(s3prl_metaperser.__file__).resolve().parent.parent
 
 
-def test_help_imports_nothing_heavy():
+def every_help(parser, names=()):
+    yield [*names, "--help"]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, own in action.choices.items():
+                yield from every_help(own, (*names, name))
+
+
+def test_no_help_no_version_and_no_wrong_command_line_imports_anything_heavy():
+    asked = [
+        *every_help(cli.build_parser()),
+        ["--version"],
+        ["confg"],
+        ["prepare", "iemocap"],
+        ["experiment", "table1"],
+    ]
+    assert ["prepare", "table", "--help"] in asked
+    assert ["experiment", "figure2", "--help"] in asked
     code = (
-        "import sys; from s3prl_metaperser.cli import build_parser; build_parser().format_help();"
-        "print([name for name in ('torch', 's3prl', 'pandas', 'numpy', 'sklearn', 'yaml') if name in sys.modules])"
+        "import sys; from s3prl_metaperser import cli\n"
+        f"for arguments in {asked!r}:\n"
+        "    try: cli.main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "    else: print('went on after', arguments)\n"
+        "heavy = ('torch', 's3prl', 'pandas', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'soundfile', 'yaml')\n"
+        "print('heavy:', [name for name in heavy if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert ended.stdout == "[]\n", ended.stderr
+    assert ended.stdout.splitlines()[-1:] == ["heavy: []"], ended.stderr
+    assert "went on after" not in ended.stdout
 
 
 @pytest.mark.parametrize("subcommand", ["prepare", "demo-corpus", "experiment", "config", "link-s3prl", "unlink-s3prl"])
