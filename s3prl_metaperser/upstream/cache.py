@@ -169,24 +169,35 @@ class StoredRows:
     Args:
         tensor: its name in the shards.
         places: shard and row in it of each row.
+
+    Attributes:
+        shape: (rows, ...).
+        dtype: of its elements.
     """
 
     def __init__(self, tensor: str, places: Sequence[tuple[Path, int]]) -> None:
-        self._tensor = tensor
         numbers: dict[Path, int] = {}
+        self._tensor = tensor
         self._shard_of = np.array([numbers.setdefault(path, len(numbers)) for path, _ in places], dtype=np.int64)
         self._row_of = torch.tensor([row for _, row in places], dtype=torch.int64)
         self._shards = list(numbers)
-        with self._mapped(0) as first:
-            self.shape = torch.Size((len(places), *first.shape[1:]))
-            self.dtype = first.dtype
+        first = self._map(0)
+        self.shape = torch.Size((len(places), *first.shape[1:]))
+        self.dtype = first.dtype
 
-    @contextmanager
-    def _mapped(self, number: int) -> Iterator[Tensor]:
-        """Map a shard's tensor, of which only what is then read comes from the disk."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def _map(self, number: int) -> Tensor:
+        """Map a shard's tensor, of which only what is then read comes from the disk.
+
+        It must not stay mapped: in the end all of it would count among the process's memory.
+        """
         path = self._shards[number]
         with naming_the_folder(path.parent), safe_open(path, framework="pt") as shard:
-            yield shard.get_tensor(self._tensor)
+            return shard.get_tensor(self._tensor)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Read rows, each shard in one go.
@@ -201,10 +212,11 @@ class StoredRows:
         shard_of = self._shard_of[rows.numpy()]
         order = np.argsort(shard_of, kind="stable")
         numbers, begins = np.unique(shard_of[order], return_index=True)
-        for number, own in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
-            indices = torch.from_numpy(own)
-            with self._mapped(number) as tensor:
-                given[indices] = tensor[self._row_of[rows[indices]]]
+        ends = [*begins.tolist()[1:], len(order)]
+        by_shard = torch.from_numpy(order)
+        rows_by_shard = self._row_of[rows[by_shard]]
+        for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True):
+            given[by_shard[begin:end]] = self._map(number).index_select(0, rows_by_shard[begin:end])
         return given
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,9 +23,9 @@ from s3prl_metaperser.upstream.waveforms import Waveforms
 SHARD_CLIPS = 256
 """Clips a shard: what a killed extraction loses at most."""
 MOST_BYTES = 2 * 10**9
-"""Of statistics that stay in memory: 50,000 utterances of a base model's 13 layers of 768."""
+"""Of a corpus's statistics that are kept in memory: 50,000 utterances of a base model's 13 layers of 768."""
 ROWS_AT_ONCE = 1024
-"""Rows that are read and transformed together: what it takes in memory beside the table."""
+"""Rows of a table that are read and transformed together: what that takes in memory does not grow with the table."""
 SMALLEST_SPREAD = 5e-2
 """Pooled means of which nine in ten dimensions spread over utterances by less than this share of the frames' deviation
 carry nothing but clips' edges: ``mel`` and ``linear`` leave up to 0.04, what has not been normalised 0.2 and more."""
@@ -78,15 +77,15 @@ class Rows(Protocol):
 class FeatureTable(Features):
     """A corpus's utterances, each read and transformed when it is first asked for, and then kept.
 
-    So a run holds what it uses, and nothing is read or transformed twice. A corpus whose table would be too large is
-    read and transformed anew, batch by batch, to the same bits.
+    So a run holds what it uses, and no step reads or transforms anew what an earlier one has. Where a corpus is too
+    large to be kept, every batch is read and transformed anew, to the same bits.
 
     Args:
         utterances: ids.
         statistics: (utterances, S, dim).
         deviations: (utterances,) of frames.
         device: where the learner is.
-        most_bytes: of the table; one that would be larger is not kept.
+        keeps: whether utterances are kept once they were asked for.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class FeatureTable(Features):
         statistics: Rows,
         deviations: Rows,
         device: torch.device,
-        most_bytes: int = MOST_BYTES,
+        keeps: bool = True,
     ) -> None:
         self._row_of = {utterance: row for row, utterance in enumerate(utterances)}
         self._statistics = statistics
@@ -104,8 +103,7 @@ class FeatureTable(Features):
         self._transform: Transform = torch.nn.Identity()
         self._is_kept = np.zeros(len(utterances), dtype=bool)
         # Untouched rows take no memory on the CPU: the kernel gives a page when it is written to.
-        fits = math.prod(statistics.shape) * statistics.dtype.itemsize <= most_bytes
-        self._kept = torch.empty(statistics.shape, dtype=statistics.dtype, device=device) if fits else None
+        self._kept = torch.empty(statistics.shape, dtype=statistics.dtype, device=device) if keeps else None
 
     def _rows(self, utterances: Sequence[str]) -> Tensor:
         return torch.tensor([self._row_of[utterance] for utterance in utterances])
@@ -227,7 +225,12 @@ class TrainableFeatures(LiveFeatures):
 
 
 def cached_features(
-    cache: FeatureCache, hashes: FileHashes, pooled: PooledUpstream, audio: Mapping[str, Path], device: torch.device
+    cache: FeatureCache,
+    hashes: FileHashes,
+    pooled: PooledUpstream,
+    audio: Mapping[str, Path],
+    device: torch.device,
+    most_bytes: int = MOST_BYTES,
 ) -> FeatureTable:
     """Load utterances' statistics, extracting first what no run has extracted yet.
 
@@ -238,6 +241,7 @@ def cached_features(
         audio: utterance → file, for all utterances of the corpus: how those that are new are batched then does not
             depend on which fold or scenario came first.
         device: where the learner is.
+        most_bytes: of the corpus's statistics, above which they are not kept in memory.
 
     Returns:
         The table of all utterances.
@@ -254,7 +258,8 @@ def cached_features(
                 if content not in cache
             }
             _fill(cache, pooled, missing)
-    return FeatureTable(utterances, *cache.stored(contents), device)
+    statistics, deviations = cache.stored(contents)
+    return FeatureTable(utterances, statistics, deviations, device, keeps=statistics.nbytes <= most_bytes)
 
 
 def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path]) -> None:
