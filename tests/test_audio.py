@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
@@ -35,6 +36,13 @@ def test_any_rate_is_resampled(tmp_path, rate):
     audio = read_audio(tmp_path / "a.flac").numpy()
     assert len(audio) == 8_000
     assert np.abs(audio - tone(16_000))[500:-500].max() < 0.01
+
+
+def test_resampling_is_torchaudios(tmp_path):
+    for rate in (22_050, 11_025, 22_050):
+        soundfile.write(tmp_path / "a.wav", tone(rate), rate, subtype="FLOAT")
+        samples = torch.from_numpy(tone(rate).astype(np.float32))
+        assert torch.equal(read_audio(tmp_path / "a.wav"), torchaudio.functional.resample(samples, rate, 16_000))
 
 
 def test_a_rate_can_be_asked_for(tmp_path):

@@ -1,9 +1,14 @@
 """Features of a frozen upstream: exact, independent of batch-mates, and made once."""
 
 import dataclasses
+import multiprocessing
+import os
 import random
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,13 +17,15 @@ import torch
 from s3prl.upstream.baseline.hubconf import fbank, fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 from s3prl.upstream.wavlm.hubconf import wavlm_local
+from safetensors.torch import load_file
 
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.model import combine_layers
+from s3prl_metaperser.model import Standardization, combine_layers
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, weights_fingerprint
-from s3prl_metaperser.upstream.features import cached_features, check_features_vary
-from s3prl_metaperser.upstream.pooling import PooledUpstream
+from s3prl_metaperser.upstream.extraction import READ_AHEAD_SECONDS, extract, extract_on_all_cores, lengths_of
+from s3prl_metaperser.upstream.features import FeatureTable, cached_features, check_features_vary
+from s3prl_metaperser.upstream.pooling import PooledClip, PooledUpstream
 
 CPU = torch.device("cpu")
 IDENTITY = UpstreamIdentity("fbank_no_cmvn", "w", "", "", "s3prl 0.4.18", "hidden_states", None, False, "mean")
@@ -177,6 +184,101 @@ def test_each_recording_goes_through_the_upstream_once_until_it_changes(tmp_path
     assert not torch.equal(changed[1], cold[1])
 
 
+def in_order(batches):
+    return [(index, clip.statistics, clip.frame_deviation) for batch in batches for index, clip in batch.items()]
+
+
+def test_features_and_their_order_are_the_same_however_many_processes_there_are(wavlm, recordings):
+    pooled, paths = pooled_upstream(wavlm), list(recordings.values())
+    lengths = lengths_of(paths)
+    assert lengths == [len(read_audio(path)) for path in paths]
+    threads = torch.get_num_threads()
+    state = torch.get_rng_state()
+    runs = [in_order(extract_on_all_cores(pooled, paths, lengths, processes)) for processes in (1, 2, 3)]
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    assert [index for index, _, _ in runs[0]] == [0, 1, 2, 3, 4]
+    for run in runs[1:]:
+        for one, other in zip(runs[0], run, strict=True):
+            assert one[0] == other[0]
+            assert torch.equal(one[1], other[1])
+            assert one[2] == other[2]
+    for index, statistics, _ in runs[0]:
+        torch.testing.assert_close(statistics, pooled([read_audio(paths[index])])[0].statistics)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_first_file_in_order_that_cannot_be_extracted_is_named(tmp_path, recordings, processes):
+    pooled, paths = pooled_upstream(fbank_no_cmvn()), list(recordings.values())
+    lengths = lengths_of(paths)
+    for path in (paths[2], paths[3]):
+        path.write_bytes(path.read_bytes()[:1000])
+    got = []
+    with pytest.raises(MetaPerSERError) as caught:  # noqa: PT012
+        for batch in extract_on_all_cores(pooled, paths, lengths, processes):
+            got.extend(batch)
+    assert got == [0, 1], "what came before it has been extracted"
+    assert str(caught.value).startswith(f"{paths[2]}: is cut off")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nothing_is_left_of_an_extraction_that_is_not_gone_through(recordings, processes):
+    pooled, paths = pooled_upstream(fbank_no_cmvn()), list(recordings.values())
+    threads = torch.get_num_threads()
+    batches = extract_on_all_cores(pooled, paths, lengths_of(paths), processes)
+    next(batches)
+    batches.close()
+    assert multiprocessing.active_children() == []
+    assert [thread.name for thread in threading.enumerate() if "reader" in thread.name] == []
+    assert torch.get_num_threads() == threads
+
+
+def test_files_are_read_ahead_by_so_many_seconds(tmp_path, monkeypatch):
+    read, clips = [], int(READ_AHEAD_SECONDS) + 8
+    monkeypatch.setattr("s3prl_metaperser.upstream.extraction.read_audio", lambda path: read.append(path) or noise(1))
+    batches = extract(pooled_upstream(Framewise()), [tmp_path] * clips, [16000] * clips, batch_seconds=1)
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(read) < READ_AHEAD_SECONDS and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert READ_AHEAD_SECONDS <= len(read) <= READ_AHEAD_SECONDS + 1
+    assert len(in_order(batches)) == clips - 1
+
+
+INTERRUPTED = """
+import sys, torch
+from pathlib import Path
+from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
+from s3prl.upstream.interfaces import Featurizer
+from s3prl_metaperser.upstream.extraction import extract_on_all_cores
+from s3prl_metaperser.upstream.pooling import PooledUpstream
+upstream = fbank_no_cmvn()
+pooled = PooledUpstream(upstream, Featurizer(upstream, upstream_device="cpu"), "mean", torch.device("cpu"))
+for batch in extract_on_all_cores(pooled, [Path(sys.argv[1])] * 10**6, [8000] * 10**6, int(sys.argv[2])):
+    print("going", flush=True)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_extraction_ends_with_all_its_processes(recordings, processes):
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(recordings["0"]), str(processes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.stdout.readline() != "going\n":
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    # Ends only when no process is left that has it open.
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == -signal.SIGINT
+    assert errors.count("Traceback") == 1
+    assert errors.endswith("KeyboardInterrupt\n")
+
+
 EXTRACTOR = """
 import sys, torch
 from pathlib import Path
@@ -219,6 +321,86 @@ def test_processes_share_a_cache_without_repeating_work(tmp_path, recordings):
     results = [process.communicate()[0].split() for process in processes]
     assert sorted(int(count) for count, _ in results) == [0, 5], "one extracted, the other waited and read"
     assert results[0][1] == results[1][1]
+
+
+def clip_of(number):
+    return PooledClip(torch.full((2, 3), float(number)), number / 10)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Nine clips in three shards; clip number n, named "n", is full of n."""
+    cache = FeatureCache(tmp_path / "cache", IDENTITY)
+    for begin in (0, 3, 6):
+        cache.add({str(number): clip_of(number) for number in range(begin, begin + 3)})
+    return cache
+
+
+def test_rows_come_from_their_shards_in_the_order_asked_for(cache):
+    statistics, deviations = cache.stored([str(number) for number in range(9)])
+    asked = [7, 0, 8, 0, 4]
+    assert statistics.shape == (9, 2, 3)
+    assert statistics.nbytes == 9 * 2 * 3 * 4
+    assert statistics[torch.tensor(asked)][:, 1, 2].tolist() == asked
+    assert deviations[torch.tensor(asked)].tolist() == pytest.approx([number / 10 for number in asked])
+
+
+def test_a_run_reads_only_the_shards_that_hold_what_it_asks_for(cache):
+    opened = FeatureCache(cache.folder.parent.parent, IDENTITY)
+    opened.refresh()
+    names = [str(number) for number in range(9)]
+    table = FeatureTable(names, *opened.stored(names), CPU)
+    (last,) = [path for path in cache.folder.glob("shard-*") if 8 in load_file(path)["statistics"]]
+    last.unlink()
+    assert table.gather(["5", "0", "3"])[:, 0, 0].tolist() == [5, 0, 3]
+
+
+class Counted:
+    """Statistics that note which of their rows are read."""
+
+    def __init__(self, statistics):
+        self.statistics, self.read = statistics, []
+        self.shape, self.dtype = statistics.shape, statistics.dtype
+
+    def __getitem__(self, rows):
+        self.read += rows.tolist()
+        return self.statistics[rows]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_table_gives_what_transforming_the_whole_would_give(keeps):
+    whole = torch.randn(50, 3, 5, generator=torch.Generator().manual_seed(0))
+    standardization = Standardization()
+    standardization.fit(whole, 3)
+    statistics, deviations = Counted(whole), torch.arange(50.0)
+    names = [f"u{number}" for number in range(50)]
+    table = FeatureTable(names, statistics, deviations, CPU, keeps)
+    assert statistics.read == []
+    asked = [3, 49, 3, 0, 17]
+    raw, own = table.raw([names[row] for row in asked])
+    assert torch.equal(raw, whole[asked])
+    assert own.tolist() == asked
+    assert torch.equal(table.gather(["u3"]), whole[[3]]), "before a transform"
+    table.transform(standardization)
+    statistics.read.clear()
+    for _ in range(2):
+        assert torch.equal(table.gather([names[row] for row in asked]), standardization(whole)[asked])
+    table.gather(["u17", "u20"])
+    assert statistics.read == ([0, 3, 17, 49, 20] if keeps else [*asked, *asked, 17, 20])
+
+
+def test_a_corpus_too_large_to_keep_gives_the_same_bits(tmp_path, recordings):
+    pooled = pooled_upstream(fbank_no_cmvn())
+
+    def gathered(most_bytes):
+        cache, hashes = FeatureCache(tmp_path / "cache", IDENTITY), FileHashes(tmp_path / "cache", tmp_path)
+        table = cached_features(cache, hashes, pooled, recordings, CPU, most_bytes)
+        standardization = Standardization()
+        standardization.fit(table.raw(list(recordings))[0], 1)
+        table.transform(standardization)
+        return table.gather(["4", "1", "4"])
+
+    assert torch.equal(gathered(most_bytes=10**9), gathered(most_bytes=0))
 
 
 def test_a_damaged_cache_file_is_named(tmp_path, recordings):
