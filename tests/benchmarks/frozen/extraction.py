@@ -1,0 +1,232 @@
+"""Feature extraction against the bare upstream, and the feature cache of 100,000 utterances.
+
+Extraction is ``cached_features`` on an empty cache, from hashing the files to the finished shards; the bare upstream is
+s3prl's module called on the same clips, in memory, in the same batches, in ``eval()`` and without gradients, by all of
+torch's threads. Both in seconds of audio per second. The upstreams are WavLM in the base model's architecture with
+random weights, where padding changes features and so only clips of equal length share a forward pass, and
+``fbank_no_cmvn``. Whether padding changes features is compared before; that takes what 7 s of audio take, once an
+extraction. Recordings are those of ``--real-speech``, else noise of the same rate and lengths; once they are all of
+one length, and once cut to lengths of which no two are equal, as in most corpora.
+
+The cache holds 13 × 768 floats an utterance in shards of 256: 4 GB in the scratch folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from s3prl.hub import fbank_no_cmvn, wavlm_local
+from s3prl.upstream.interfaces import Featurizer
+from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from frozen.measuring import Line, Options, Ratio, side_by_side
+from s3prl_metaperser.audio import read_audio
+from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
+from s3prl_metaperser.upstream.extraction import batch_seconds_on, extract, extract_on_all_cores, lengths_of
+from s3prl_metaperser.upstream.features import SHARD_CLIPS, FeatureTable, cached_features
+from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledUpstream, evaluating
+
+CPU = torch.device("cpu")
+AS_PUBLISHED = {"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
+CLIPS, MANY_CLIPS, RATE, SECONDS = 16, 535, 22_050, 2.0
+UTTERANCES, STATISTICS = 100_000, (13, 768)
+BATCH = 288
+"""Clips of a meta-training step of 9 tasks of 32."""
+TARGET_THROUGHPUT, TARGET_OPENING = 0.95, 1.0
+
+
+def measure(options: Options) -> Iterator[Line]:
+    """See the module's docstring."""
+    recordings = options.scratch / "recordings"
+    if options.real_speech is None:
+        paths = [_noise(recordings / f"{number}.wav", number, SECONDS) for number in range(MANY_CLIPS)]
+    else:
+        paths = sorted(options.real_speech.rglob("*.wav"))
+    cut = [_cut(path, recordings / f"cut{number}.wav", number) for number, path in enumerate(paths[:CLIPS])]
+    wavlm = _pooled(_random_wavlm(options.scratch / "wavlm.pt"))
+    target = f"≥ {TARGET_THROUGHPUT}"
+    for what, own in {"all of one length": paths[:CLIPS], "no two of one length": cut}.items():
+        reached, note = _throughput(wavlm, own, options)
+        name = f"feature extraction, WavLM base, {len(own)} clips {what}: throughput / the bare upstream's"
+        yield Line(name, target, str(reached), reached.median >= TARGET_THROUGHPUT, note)
+    yield _processes(wavlm, cut, options)
+    reached, note = _throughput(_pooled(fbank_no_cmvn()), paths, options)
+    yield Line(f"feature extraction, fbank_no_cmvn, {len(paths)} clips: the same", "", str(reached), None, note)
+    yield from _cache(options)
+
+
+def _noise(path: Path, seed: int, seconds: float) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    samples = 0.1 * np.random.default_rng(seed).standard_normal(round(RATE * seconds))
+    soundfile.write(path, samples, RATE)
+    return path
+
+
+def _cut(source: Path, path: Path, number: int) -> Path:
+    """Leave out 10 ms more for each recording."""
+    path.parent.mkdir(exist_ok=True)
+    samples, rate = soundfile.read(source)
+    soundfile.write(path, samples[: len(samples) - number * rate // 100], rate)
+    return path
+
+
+def _random_wavlm(path: Path) -> nn.Module:
+    config = WavLMConfig({"encoder_layers": 12, **AS_PUBLISHED})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save({"cfg": vars(config), "model": WavLM(config).state_dict()}, path)
+    return wavlm_local(str(path))
+
+
+def _pooled(upstream: nn.Module) -> PooledUpstream:
+    return PooledUpstream(upstream, Featurizer(upstream, upstream_device="cpu"), "mean", CPU)
+
+
+def _identity(name: str) -> UpstreamIdentity:
+    return UpstreamIdentity(name, "", "", "", "", "hidden_states", None, False, "mean")
+
+
+def _bare(pooled: PooledUpstream, paths: Sequence[Path]) -> Callable[[], None]:
+    wavs = [read_audio(path) for path in paths]
+    plan = list(pooled.batches([len(wav) for wav in wavs], batch_seconds_on(CPU)))
+
+    @torch.no_grad()
+    def run() -> None:
+        with evaluating(pooled.upstream):
+            for batch in plan:
+                pooled.upstream([wavs[index] for index in batch])
+
+    return run
+
+
+def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options) -> tuple[Ratio, str]:
+    """Compare extraction with the bare upstream; give the ratio of throughputs and what they are."""
+    audio = {str(path): path for path in paths}
+    folder = options.scratch / "cold"
+
+    def extraction() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with redirect_stderr(StringIO()):
+            cached_features(FeatureCache(folder, _identity("cold")), FileHashes(folder, folder), pooled, audio, CPU)
+
+    seconds = side_by_side({"bare": _bare(pooled, paths), "extraction": extraction}, options.rounds)
+    heard = sum(lengths_of(paths)) / SAMPLE_RATE
+    rates = {name: heard / float(np.median(own)) for name, own in seconds.items()}
+    note = ", ".join(f"{name} {rate:.3g} s of audio per second" for name, rate in rates.items())
+    return Ratio.of(seconds["bare"], seconds["extraction"]), note
+
+
+def _processes(pooled: PooledUpstream, paths: Sequence[Path], options: Options) -> Line:
+    """Compare processes of one thread with one process of as many threads."""
+    lengths = lengths_of(paths)
+    programs: Mapping[str, Callable[[], object]] = {
+        "threads": lambda: list(extract(pooled, paths, lengths)),
+        "processes": lambda: list(extract_on_all_cores(pooled, paths, lengths)),
+    }
+    seconds = side_by_side(programs, options.rounds)
+    what = f"{options.threads} processes of one thread / one process of {options.threads} threads, throughput"
+    return Line(what, "", str(Ratio.of(seconds["threads"], seconds["processes"])), None, "no two clips of one length")
+
+
+def _memory() -> int:
+    """Bytes of this process in memory, with what is mapped and has been read."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) * 1024
+
+
+def _content(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def _write_cache(folder: Path) -> None:
+    cache = FeatureCache(folder, _identity("large"))
+    statistics = torch.randn(SHARD_CLIPS, *STATISTICS, generator=torch.Generator().manual_seed(0))
+    for begin in range(0, UTTERANCES, SHARD_CLIPS):
+        names = [_content(number) for number in range(begin, min(begin + SHARD_CLIPS, UTTERANCES))]
+        tensors = {"statistics": statistics[: len(names)], "frame_deviation": torch.ones(len(names))}
+        path = cache.folder / f"shard-{begin:020d}.safetensors"
+        save_file(tensors, path, metadata={"audio": json.dumps(names)})
+
+
+def _cache(options: Options) -> Iterator[Line]:
+    folder = options.scratch / "large"
+    _write_cache(folder)
+    contents = [_content(number) for number in range(UTTERANCES)]
+    utterances = [f"u{number}" for number in range(UTTERANCES)]
+
+    def opened(keeps: bool) -> FeatureTable:
+        cache = FeatureCache(folder, _identity("large"))
+        cache.refresh()
+        return FeatureTable(utterances, *cache.stored(contents), CPU, keeps)
+
+    before = _memory()
+    table = opened(keeps=False)
+    grown = (_memory() - before) / 1e6
+    seconds = side_by_side({"opening": lambda: opened(keeps=False)}, options.rounds)["opening"]
+    size = f"{UTTERANCES:,} utterances of {STATISTICS[0]} × {STATISTICS[1]}"
+    yield Line(
+        f"opening a feature cache of {size}",
+        f"< {TARGET_OPENING:g} s",
+        f"{np.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})",
+        float(np.median(seconds)) < TARGET_OPENING,
+        f"{len(list(folder.rglob('shard-*')))} shards; takes {grown:.0f} MB",
+    )
+    rng = random.Random(0)
+    batches = [rng.sample(utterances, BATCH) for _ in range(50)]
+    # What a first batch allocates besides is no growth.
+    table.gather(batches[0])
+    before = _memory()
+    for batch in batches:
+        table.gather(batch)
+    grown = (_memory() - before) / 1e6
+    read = len({utterance for batch in batches for utterance in batch})
+    total = UTTERANCES * STATISTICS[0] * STATISTICS[1] * 4 / 1e9
+    yield Line(
+        f"memory that {read:,} of these utterances add, in batches of {BATCH}, above the limit of what is kept",
+        "not read whole",
+        f"{grown:.0f} MB of {total * 1e3:.0f}",
+        grown < 0.05 * total * 1e3,
+        "batches are read and transformed anew",
+    )
+    kept = FeatureTable([str(number) for number in range(2000)], *_in_memory(2000), CPU)
+    few = [rng.sample([str(number) for number in range(2000)], BATCH) for _ in range(20)]
+    programs: Mapping[str, Callable[[], object]] = {
+        "kept": lambda: [kept.gather(batch) for batch in few],
+        "read": lambda: [table.gather(batch) for batch in batches[:20]],
+    }
+    seconds_of = {name: [1e3 * one / 20 for one in own] for name, own in side_by_side(programs, options.rounds).items()}
+    reached = ", ".join(f"{name} {np.median(own):.1f} ms" for name, own in seconds_of.items())
+    yield Line(f"gathering {BATCH} clips, kept in memory or read from {UTTERANCES:,}", "", reached, None)
+    yield _hashing(options)
+
+
+def _in_memory(clips: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(clips, *STATISTICS), torch.zeros(clips)
+
+
+def _hashing(options: Options) -> Line:
+    folder = options.scratch / "files"
+    paths = [folder / str(number // 1000) / f"{number}.wav" for number in range(UTTERANCES)]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(str(path).encode())
+    begun = time.perf_counter()
+    FileHashes(options.scratch, folder).of(paths)
+    cold = time.perf_counter() - begun
+    seconds = side_by_side({"warm": lambda: FileHashes(options.scratch, folder).of(paths)}, options.rounds)["warm"]
+    reached = f"{np.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+    note = f"asks for size and time of change of each; reading small files for the first time took {cold:.1f} s"
+    return Line(f"knowing that none of {UTTERANCES:,} recordings has changed", "", reached, None, note)
