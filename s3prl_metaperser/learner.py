@@ -14,48 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from s3prl_metaperser.adaptation.analytic import (
-    FactoredProjector,
-    FormedProjector,
-    HeadSteps,
-    Labels,
-    LayeredClips,
-    LinearSteps,
-    Projector,
-    TwoLayers,
-    adapt_analytically,
-)
+from s3prl_metaperser.adaptation.analytic import adapt_analytically
 from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, DerivativeAnnealing
 from s3prl_metaperser.adaptation.inner_loop import adapt
 from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
+from s3prl_metaperser.batches import TaskBatch
+from s3prl_metaperser.formulas import Formulas
 from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
 from s3prl_metaperser.multi_task import MultiTaskModel
-from s3prl_metaperser.naming import name_emotions
-from s3prl_metaperser.objective import example_losses, example_weights, smooth_f1_loss
+from s3prl_metaperser.naming import NAMING, name_emotions
+from s3prl_metaperser.objective import example_losses, smooth_f1_loss
 from s3prl_metaperser.settings import Settings, resolved_backend
 
 LAYER_WEIGHTS = "layer_weights"
 """Name of the featurizer's weighted sum among the adapted parameters."""
-NAMING = "naming.weight"
-"""Name of the listener's naming among them."""
 NEVER_ADAPT = ("naming.log_sharpness",)
 """What the support's likelihood does not depend on."""
-
-
-@dataclass(frozen=True)
-class TaskBatch:
-    """Labelled clips of T tasks.
-
-    Attributes:
-        statistics: (T, n, S, dim), standardised.
-        targets: (T, n, classes) label distributions.
-        weights: (T, n), each task's sum to 1; 0 pads tasks that have fewer clips.
-    """
-
-    statistics: Tensor
-    targets: Tensor
-    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -106,6 +81,7 @@ class Learner(nn.Module):
         if not self.needs_upstream:
             self._make_rates()
         self.backend = resolved_backend(settings)
+        self._by_formulas = settings.meta.backend != "higher"
         annealing = settings.meta.annealing
         self.annealing = DerivativeAnnealing(annealing.fraction, annealing.over) if annealing else ALWAYS_SECOND_ORDER
         self._shared: dict[str, nn.Parameter | None] = {LAYER_WEIGHTS: None}
@@ -219,10 +195,13 @@ class Learner(nn.Module):
             raise ValueError("this learner was made without inner-loop rates")
         orders = [self.annealing.second_order(step, self.inner_steps, progress) for step in range(self.inner_steps)]
         if self.backend == "analytic":
+            formulas = self._formulas
+            if formulas is None:
+                raise TypeError("the analytic backend is of one classifier for all")
             names = list(self.initialisation(self.meta_names))
-            moving = self._analytic_tasks(support, FactoredProjector(self.model.projector.weight))
-            taken = [moving.step(self.rates.at(step, names), order) for step, order in enumerate(orders)]
-            losses, logits = torch.stack(taken), self._analytic_logits(moving, query.statistics)
+            tasks = formulas.differentiable(support)
+            taken = [tasks.step(self.rates.at(step, names), order) for step, order in enumerate(orders)]
+            losses, logits = torch.stack(taken), formulas.logits(tasks, query.statistics)
         else:
             adapted = adapt(
                 self._objective(support, self.meta_names),
@@ -234,11 +213,11 @@ class Learner(nn.Module):
             )
             losses = adapted.losses
             logits = self._logits(adapted.params, self._inputs(query.statistics, self.meta_names))
-        tasks = len(query.targets)
-        loss = (example_losses(logits, query.targets, self.class_weights) * query.weights).sum() / tasks
+        count = len(query.targets)
+        loss = (example_losses(logits, query.targets, self.class_weights) * query.weights).sum() / count
         if self.outer_loss == "cross_entropy_f1":
             loss = loss + smooth_f1_loss(self.sharpened(logits), query.targets, query.weights)
-        return MetaLoss(loss, losses / tasks)
+        return MetaLoss(loss, losses / count)
 
     def adapt_to(
         self,
@@ -259,11 +238,11 @@ class Learner(nn.Module):
         """
         params = self._stacked(len(support.targets), names)
         with no_dropout(self.model):
-            if self.backend == "analytic" and params.keys() == self.initialisation().keys():
-                with torch.no_grad():
-                    projector = FormedProjector(self.model.projector.weight, len(support.targets))
-                    moving = self._analytic_tasks(support, projector)
-                return adapt_analytically(moving, list(params), rates, steps, keep)
+            formulas = self._formulas
+            if formulas is not None and params.keys() == self.initialisation().keys():
+                tasks = formulas.at_meta_test(support, list(params), two_layers=self.backend == "analytic")
+                if tasks is not None:
+                    return adapt_analytically(tasks, list(params), rates, steps, keep)
             return adapt(self._objective(support, params), params, rates, steps, keep=keep)
 
     @torch.no_grad()
@@ -292,32 +271,12 @@ class Learner(nn.Module):
         return {name: tensor.expand(tasks, *tensor.shape) for name, tensor in self.initialisation(names).items()}
 
     @property
-    def _adapts_layer_weights(self) -> bool:
-        return self.scope == "linear" and self.layer_weights is not None
-
-    def _analytic_tasks(self, support: TaskBatch, projector: Projector) -> HeadSteps | LinearSteps:
-        """Set tasks out from the shared initialisation, for the backend ``analytic``."""
-        if not isinstance(self.model, ListenerModel):
-            raise TypeError("the analytic inner loop is that of one classifier")
-        own = self.model.projector, self.model.classifier
-        initial = TwoLayers(*(tensor for layer in own for tensor in (layer.weight, layer.bias)))
-        labels = Labels(support.targets, example_weights(support.targets, self.class_weights) * support.weights)
-        if self.layer_weights is not None and self._adapts_layer_weights:
-            clips = LayeredClips(support.statistics, self.layers)
-            return LinearSteps(clips, labels, initial, self.layer_weights, projector)
-        return HeadSteps(self._pooled_side_by_side(support.statistics), labels, initial)
-
-    def _analytic_logits(self, moving: HeadSteps | LinearSteps, statistics: Tensor) -> Tensor:
-        if isinstance(moving, LinearSteps):
-            return moving.logits(LayeredClips(statistics, self.layers))
-        return moving.logits(self._pooled_side_by_side(statistics))
-
-    def _pooled_side_by_side(self, statistics: Tensor) -> Tensor:
-        """Pool (T, n, S, dim) statistics of all tasks by the shared weighted sum."""
-        if self.layer_weights is None or self.pooling == "mean_std":
-            return self._pooled(statistics)
-        weights = self.layer_weights.softmax(dim=-1).expand(len(statistics), -1)
-        return LayeredClips(statistics, self.layers).weighted(weights)
+    def _formulas(self) -> Formulas | None:
+        """What of this learner adapts by formulas; None where the settings ask for the reference."""
+        if not self._by_formulas or not isinstance(self.model, ListenerModel):
+            return None
+        adapting = self.layer_weights if self.scope == "linear" else None
+        return Formulas(self.model, self.layers, self.pooling, self.layer_weights, adapting, self.class_weights)
 
     def _pooled(self, statistics: Tensor) -> Tensor:
         return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+NAMING = "naming.weight"
+"""Name of a listener's naming among the tensors that adapt."""
 SCALE = 8.0
 """Rows are kept as logits divided by this: a step of the inner loop at rate α moves them as one at rate 64 α would.
 With about four labels an expressed emotion, weighed 1/K each, rates of the size that suits other tensors do nothing."""

@@ -14,8 +14,9 @@ from torch import Tensor
 from s3prl_metaperser.adaptation.inner_loop import adapt
 from s3prl_metaperser.adaptation.problem import Adapted, Params
 from s3prl_metaperser.adaptation.rates import FixedRate, Rates
+from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.episodes import Episode, Examples, Split, Task, generator
-from s3prl_metaperser.learner import Learner, TaskBatch
+from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.multi_task import fresh_heads, head_logits
 from s3prl_metaperser.objective import example_losses
 from s3prl_metaperser.prediction import Prediction, joined

@@ -14,8 +14,9 @@ from s3prl_metaperser.adaptation.annealing import ALWAYS_SECOND_ORDER, Derivativ
 from s3prl_metaperser.adaptation.inner_loop import adapt
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate
 from s3prl_metaperser.adaptation.sgd import PerTensorSGD
+from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.learner import Learner, TaskBatch
+from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.model import statistics_rows
 from s3prl_metaperser.settings import read_settings, resolved_backend
 
@@ -251,15 +252,13 @@ def test_the_analytic_backend_in_float32_is_as_exact_as_the_reference(scope):
 
 
 @pytest.mark.parametrize(("scope", "pooling"), ANALYTIC)
-def test_the_analytic_backend_at_meta_test_is_the_reference(scope, pooling):
+def test_the_analytic_backend_at_meta_test_is_the_reference(scope, pooling, monkeypatch):
     learner, _, support, query = learner_and_tasks(scope, True, None, pooling)
     learner.rates.rates.data = torch.linspace(-0.1, 0.5, learner.rates.rates.numel()).view_as(learner.rates.rates)
     learner.double()
-    adapted = {}
-    for backend in ("higher", "analytic"):
-        learner.backend = backend
-        adapted[backend] = learner.adapt_to(support, learner.rates, 50, keep=[5, 50])
-    reference, ours = adapted["higher"], adapted["analytic"]
+    ours = learner.adapt_to(support, learner.rates, 50, keep=[5, 50])
+    monkeypatch.setattr(learner, "_by_formulas", False)
+    reference = learner.adapt_to(support, learner.rates, 50, keep=[5, 50])
     torch.testing.assert_close(ours.losses, reference.losses, rtol=1e-12, atol=0)
     assert ours.kept.keys() == {5, 50}
     for own, other in [(ours.params, reference.params), (ours.kept[5], reference.kept[5])]:
@@ -270,6 +269,32 @@ def test_the_analytic_backend_at_meta_test_is_the_reference(scope, pooling):
     torch.testing.assert_close(
         learner.probabilities(query.statistics, ours.params), learner.probabilities(query.statistics, reference.params)
     )
+
+
+@pytest.mark.parametrize("naming", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_a_layer_adapts_by_its_clips_gram_matrix_as_by_gradient_descent(pooling, naming, monkeypatch):
+    """A model that the analytic backend has no formula for, on features that stay."""
+    section = {
+        "corpus": "unused",
+        "scope": "head",
+        "model": {"projector_dim": 6, "pooling": pooling, "activation": "relu", "naming": naming, "dropout": 0.5},
+    }
+    learner = Learner(read_settings(section), dim=4, class_weights=torch.tensor([0.5, 1.0, 1.5]))
+    _, layer_weights, support, _ = learner_and_tasks("head", True, None, pooling)
+    learner.double().bind_layer_weights(layer_weights, 3)
+    rates = LSLR(learner.linear_names, 7, 0.0)
+    rates.rates.data = torch.linspace(-0.1, 0.6, rates.rates.numel()).view_as(rates.rates)
+    ours = learner.adapt_to(support, rates.double(), 20, keep=[3])
+    monkeypatch.setattr(learner, "_by_formulas", False)
+    reference = learner.adapt_to(support, rates, 20, keep=[3])
+    torch.testing.assert_close(ours.losses, reference.losses, rtol=1e-12, atol=0)
+    for own, other in [(ours.params, reference.params), (ours.kept[3], reference.kept[3])]:
+        assert own.keys() == other.keys() == set(learner.linear_names)
+        for name, tensor in own.items():
+            torch.testing.assert_close(tensor, other[name], rtol=1e-9, atol=1e-12)
+            assert not tensor.requires_grad
+    assert not torch.equal(ours.params["projector.weight"][0], learner.model.projector.weight)
 
 
 def test_an_upstream_of_one_layer_has_no_weighted_sum_to_adapt():

@@ -14,9 +14,10 @@ from sklearn.metrics import f1_score
 
 from s3prl_metaperser import expressed, naming, objective
 from s3prl_metaperser.adaptation.rates import FixedRate
+from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.episodes import Annotations, Examples
 from s3prl_metaperser.expressed import estimate_expressed
-from s3prl_metaperser.learner import Learner, TaskBatch
+from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.naming import Naming, name_emotions
 from s3prl_metaperser.objective import smooth_f1_loss
 from s3prl_metaperser.settings import read_settings

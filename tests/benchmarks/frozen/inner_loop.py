@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from frozen.measuring import Line, Options, Ratio, side_by_side
-from s3prl_metaperser.learner import Learner, TaskBatch
+from s3prl_metaperser.batches import TaskBatch
+from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.objective import example_losses
 from s3prl_metaperser.settings import Scope, read_settings
 

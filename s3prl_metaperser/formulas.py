@@ -1,0 +1,112 @@
+"""Which of the adaptation's formulas apply to a model, and setting out its tasks for them.
+
+Adaptation of any model goes through torch's differentiation (``adaptation/inner_loop.py``). Of a weighted sum and two
+linear layers the gradients are written out (``adaptation/analytic.py``); where a linear layer stands on features that
+stay, its steps are taken on the clips' Gram matrix (``adaptation/gram.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s3prl_metaperser.adaptation.analytic import (
+    AnalyticSteps,
+    FactoredProjector,
+    FormedProjector,
+    HeadSteps,
+    Labels,
+    LayeredClips,
+    LinearSteps,
+    Projector,
+    TwoLayers,
+)
+from s3prl_metaperser.adaptation.gram import GramSteps, takes_less
+from s3prl_metaperser.adaptation.problem import Params
+from s3prl_metaperser.batches import TaskBatch
+from s3prl_metaperser.model import ListenerModel, combine_layers
+from s3prl_metaperser.naming import NAMING, name_emotions
+from s3prl_metaperser.objective import example_losses, example_weights
+from s3prl_metaperser.settings import Pooling
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """A model as it is now, all of which adapts.
+
+    Attributes:
+        model: projector, classifier, and what stands between and on them.
+        layers: of the upstream.
+        pooling: what its features were pooled with.
+        layer_weights: the weighted sum, (layers,) before softmax; None where the upstream has one layer.
+        adapting_layer_weights: the same where it adapts too, else None.
+        class_weights: (classes,) of the loss.
+    """
+
+    model: ListenerModel
+    layers: int
+    pooling: Pooling
+    layer_weights: Tensor | None
+    adapting_layer_weights: Tensor | None
+    class_weights: Tensor
+
+    def differentiable(self, support: TaskBatch) -> HeadSteps | LinearSteps:
+        """Set out tasks of two linear layers for meta-training."""
+        return self._two_layers(support, FactoredProjector(self.model.projector.weight))
+
+    @torch.no_grad()
+    def at_meta_test(self, support: TaskBatch, names: Sequence[str], two_layers: bool) -> AnalyticSteps | None:
+        """Set out tasks for adaptation that is not differentiated.
+
+        Args:
+            support: the tasks' labelled clips.
+            names: of the tensors that adapt: all of the model's, in the order of a step's rates.
+            two_layers: whether the model is a weighted sum and two linear layers and nothing else.
+
+        Returns:
+            The tasks; None where no formula applies, or none takes less arithmetic.
+        """
+        tasks, clips = support.weights.shape
+        if two_layers:
+            return self._two_layers(support, FormedProjector(self.model.projector.weight, tasks))
+        if self.adapting_layer_weights is not None or not takes_less(clips, self.model.projector.in_features):
+            return None
+        own = dict(self.model.named_parameters())
+        above = {name: own[name].expand(tasks, *own[name].shape) for name in names if not name.startswith("projector.")}
+        projector = self.model.projector
+
+        def loss(hidden: Tensor, rest: Params) -> Tensor:
+            losses = example_losses(self._above(hidden, rest), support.targets, self.class_weights)
+            return (losses * support.weights).sum()
+
+        return GramSteps(self._pooled(support.statistics), projector.weight, projector.bias, above, loss)
+
+    def logits(self, tasks: HeadSteps | LinearSteps, statistics: Tensor) -> Tensor:
+        """Give the (T, n, classes) logits of (T, n, S, dim) statistics, where the tasks are now."""
+        if isinstance(tasks, LinearSteps):
+            return tasks.logits(LayeredClips(statistics, self.layers))
+        return tasks.logits(self._pooled(statistics))
+
+    def _two_layers(self, support: TaskBatch, projector: Projector) -> HeadSteps | LinearSteps:
+        first, second = self.model.projector, self.model.classifier
+        initial = TwoLayers(first.weight, first.bias, second.weight, second.bias)
+        labels = Labels(support.targets, example_weights(support.targets, self.class_weights) * support.weights)
+        if self.adapting_layer_weights is None:
+            return HeadSteps(self._pooled(support.statistics), labels, initial)
+        clips = LayeredClips(support.statistics, self.layers)
+        return LinearSteps(clips, labels, initial, self.adapting_layer_weights, projector)
+
+    def _pooled(self, statistics: Tensor) -> Tensor:
+        """Pool (T, n, S, dim) statistics of all tasks by the shared weighted sum."""
+        if self.layer_weights is None or self.pooling == "mean_std":
+            return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)
+        weights = self.layer_weights.softmax(dim=-1).expand(len(statistics), -1)
+        return LayeredClips(statistics, self.layers).weighted(weights)
+
+    def _above(self, hidden: Tensor, rest: Params) -> Tensor:
+        """Give the logits from the (T, n, P) output of the projector."""
+        logits = self.model.activation(hidden) @ rest["classifier.weight"].mT + rest["classifier.bias"].unsqueeze(1)
+        return name_emotions(logits, rest[NAMING]) if NAMING in rest else logits
