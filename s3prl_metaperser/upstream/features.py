@@ -120,7 +120,7 @@ class FeatureTable(Features):
             return self._transform(self._statistics[rows].to(self._device))
         if not self._is_kept[rows.numpy()].all():
             self._keep(rows.numpy(), self._kept)
-        return self._kept.index_select(0, rows.to(self._device))
+        return _layered(self._kept, rows.to(self._device))
 
     @torch.no_grad()
     def _keep(self, rows: np.ndarray, kept: Tensor) -> None:
@@ -133,6 +133,13 @@ class FeatureTable(Features):
         """See :class:`Features`."""
         self._transform = transform
         self._is_kept[:] = False
+
+
+def _layered(table: Tensor, rows: Tensor) -> Tensor:
+    """Take (n, S, dim) rows of a table into memory layer by layer, which is how a weighted sum goes through them."""
+    places = torch.arange(table.shape[1], device=rows.device).unsqueeze(-1) + rows * table.shape[1]
+    taken = table.flatten(0, 1).index_select(0, places.flatten())
+    return taken.view(table.shape[1], len(rows), table.shape[2]).transpose(0, 1)
 
 
 class LiveFeatures(Features):
