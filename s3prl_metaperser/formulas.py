@@ -100,7 +100,12 @@ class Formulas:
         return LinearSteps(clips, labels, initial, self.adapting_layer_weights, projector)
 
     def _pooled(self, statistics: Tensor) -> Tensor:
-        return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)
+        """Pool (T, n, S, dim) statistics of all tasks by the shared weighted sum."""
+        if self.layer_weights is None or self.pooling == "mean_std":
+            return combine_layers(statistics, self.layer_weights, self.layers, self.pooling)
+        # Task by task, since a sum over all tasks' clips at once would lose a digit of the weights' gradient.
+        weights = self.layer_weights.softmax(dim=-1).expand(len(statistics), -1)
+        return LayeredClips(statistics, self.layers).weighted(weights)
 
     def _above(self, hidden: Tensor, rest: Params) -> Tensor:
         """Give the logits from the (T, n, P) output of the projector."""
