@@ -63,10 +63,11 @@ def estimate_expressed(annotations: Annotations) -> Expressed:
     targets = annotations.examples.targets.astype(np.float64)
     annotators = int(annotations.annotators.max()) + 1
     classes = targets.shape[1]
-    said = [
-        sparse.csr_matrix((targets[:, emotion], (annotations.annotators, clips)), shape=(annotators, len(names)))
-        for emotion in range(classes)
-    ]
+    said = []
+    for emotion in range(classes):
+        ticked = np.flatnonzero(targets[:, emotion])
+        places = annotations.annotators[ticked], clips[ticked]
+        said.append(sparse.csr_matrix((targets[ticked, emotion], places), shape=(annotators, len(names))))
     posterior = np.stack([np.asarray(one.sum(axis=0)).ravel() for one in said], axis=1)
     posterior /= posterior.sum(axis=1, keepdims=True)
     for _ in range(ITERATIONS):
