@@ -24,7 +24,7 @@ from s3prl_metaperser.adaptation.analytic import (
     Projector,
     TwoLayers,
 )
-from s3prl_metaperser.adaptation.gram import GramSteps, takes_less
+from s3prl_metaperser.adaptation.gram import GramSteps, LayeredGramSteps, takes_less
 from s3prl_metaperser.adaptation.problem import Params
 from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.model import ListenerModel, combine_layers
@@ -70,6 +70,11 @@ class Formulas:
             The tasks; None where no formula applies, or none takes less arithmetic.
         """
         tasks, clips = support.weights.shape
+        by_rows = clips * self.layers < support.statistics.shape[-1] and self.pooling == "mean"
+        if two_layers and by_rows and self.adapting_layer_weights is not None:
+            return LayeredGramSteps(
+                support.statistics, self._labels(support), self._initial, self.adapting_layer_weights
+            )
         if two_layers:
             return self._two_layers(support, FormedProjector(self.model.projector.weight, tasks))
         if self.adapting_layer_weights is not None or not takes_less(clips, self.model.projector.in_features):
@@ -91,13 +96,19 @@ class Formulas:
         return tasks.logits(self._pooled(statistics))
 
     def _two_layers(self, support: TaskBatch, projector: Projector) -> HeadSteps | LinearSteps:
-        first, second = self.model.projector, self.model.classifier
-        initial = TwoLayers(first.weight, first.bias, second.weight, second.bias)
-        labels = Labels(support.targets, example_weights(support.targets, self.class_weights) * support.weights)
+        labels = self._labels(support)
         if self.adapting_layer_weights is None:
-            return HeadSteps(self._pooled(support.statistics), labels, initial)
+            return HeadSteps(self._pooled(support.statistics), labels, self._initial)
         clips = LayeredClips(support.statistics, self.layers)
-        return LinearSteps(clips, labels, initial, self.adapting_layer_weights, projector)
+        return LinearSteps(clips, labels, self._initial, self.adapting_layer_weights, projector)
+
+    @property
+    def _initial(self) -> TwoLayers:
+        first, second = self.model.projector, self.model.classifier
+        return TwoLayers(first.weight, first.bias, second.weight, second.bias)
+
+    def _labels(self, batch: TaskBatch) -> Labels:
+        return Labels(batch.targets, example_weights(batch.targets, self.class_weights) * batch.weights)
 
     def _pooled(self, statistics: Tensor) -> Tensor:
         """Pool (T, n, S, dim) statistics of all tasks by the shared weighted sum."""

@@ -141,18 +141,18 @@ def settings(scope, lslr, annealing, pooling="mean"):
     )
 
 
-def learner_and_tasks(scope, lslr, annealing, pooling="mean", layers=3, tasks=2):
+def learner_and_tasks(scope, lslr, annealing, pooling="mean", layers=3, tasks=2, dim=4):
     torch.manual_seed(0)
-    learner = Learner(settings(scope, lslr, annealing, pooling), dim=4, class_weights=torch.tensor([0.5, 1.0, 1.5]))
+    learner = Learner(settings(scope, lslr, annealing, pooling), dim, class_weights=torch.tensor([0.5, 1.0, 1.5]))
     layer_weights = torch.nn.Parameter(torch.randn(layers, dtype=torch.float64))
     learner.double().bind_layer_weights(layer_weights, layers)
     rows = statistics_rows(layers, pooling)
 
     def batch(seed, weights):
         rng = torch.Generator().manual_seed(seed)
-        statistics = torch.randn(tasks, 5, rows, 4, generator=rng, dtype=torch.float64)
+        statistics = torch.randn(tasks, 5, rows, dim, generator=rng, dtype=torch.float64)
         if pooling == "mean_std":
-            frames = torch.randn(tasks, 5, layers, 4, 9, generator=rng, dtype=torch.float64)
+            frames = torch.randn(tasks, 5, layers, dim, 9, generator=rng, dtype=torch.float64)
             first, second = torch.triu_indices(layers, layers)
             statistics[:, :, layers:] = (frames[:, :, first] * frames[:, :, second]).mean(-1)
         targets = torch.rand(tasks, 5, 3, generator=rng, dtype=torch.float64)
@@ -251,9 +251,10 @@ def test_the_analytic_backend_in_float32_is_as_exact_as_the_reference(scope):
         assert (own - other).norm() <= 2e-6 * other.norm()
 
 
+@pytest.mark.parametrize("dim", [4, 20], ids=["more rows than dimensions", "fewer rows than dimensions"])
 @pytest.mark.parametrize(("scope", "pooling"), ANALYTIC)
-def test_the_analytic_backend_at_meta_test_is_the_reference(scope, pooling, monkeypatch):
-    learner, _, support, query = learner_and_tasks(scope, True, None, pooling)
+def test_the_analytic_backend_at_meta_test_is_the_reference(scope, pooling, dim, monkeypatch):
+    learner, _, support, query = learner_and_tasks(scope, True, None, pooling, dim=dim)
     learner.rates.rates.data = torch.linspace(-0.1, 0.5, learner.rates.rates.numel()).view_as(learner.rates.rates)
     learner.double()
     ours = learner.adapt_to(support, learner.rates, 50, keep=[5, 50])
