@@ -12,10 +12,10 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
-from frozen.inner_loop import CLASSES, CLIPS, DIM, LAYERS, PROJECTOR, RATE, STEPS, Network
-from frozen.measuring import Line, Options, Ratio, side_by_side
 from torch import Tensor, nn
 
+from frozen.inner_loop import CLASSES, CLIPS, DIM, LAYERS, PROJECTOR, RATE, STEPS, Network
+from frozen.measuring import Line, Options, Ratio, side_by_side
 from s3prl_metaperser.adaptation.rates import Rates
 from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.learner import Learner
