@@ -23,8 +23,9 @@ from s3prl_metaperser.settings import DataSettings, Query, Scenario
 LARGEST_ROTATION = 12
 """Up to this many external annotators each is a fold of its own, as in the paper; more are dealt into groups."""
 GROUPS = 5
-LONG_TASK = 10_000
-"""Above this many labels an annotator's meta-training draws no longer shuffle all of them."""
+LONG_TASK = 1000
+"""Above this many labels of an annotator, meta-training draws no longer shuffle all of them, which would take longer
+than all else in a draw."""
 
 
 @dataclass(frozen=True)

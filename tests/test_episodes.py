@@ -203,7 +203,7 @@ def test_training_draws_by_query_setting(corpus):
 
 def test_a_listener_of_very_many_labels_gives_different_clips_too():
     """Where not all labels are shuffled for a draw: the same rules, and any clip as often as any other."""
-    count = 10 * LONG_TASK
+    count = 100 * LONG_TASK
     task = Task("E1", Examples(tuple(map(str, range(count))), np.eye(9, dtype=np.float32)[np.arange(count) % 9]))
     drawn = {q: draw_training_episode(task, 20, 30, q, seed=1, index=3) for q in ("combined", "resampled", "disjoint")}
     assert all(episode.support.utterances == drawn["combined"].support.utterances for episode in drawn.values())
