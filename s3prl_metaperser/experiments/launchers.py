@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +175,10 @@ class _Process(Launched):
             self._process.wait()
 
 
+Body = Callable[[Sequence[str], Path, Mapping[str, str], int], None]
+"""What a fork does, of the form of :func:`be_the_run`."""
+
+
 class ForkLauncher(Launcher):
     """Forks each run from a process that has imported what runs import.
 
@@ -182,9 +186,11 @@ class ForkLauncher(Launcher):
 
     Args:
         threads: CPU threads of each run, which numerical libraries want to know while they are imported.
+        body: what a fork does; a function of a module, since it is named to another process.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, body: Body | None = None) -> None:
+        self._body = body or be_the_run
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["s3prl_metaperser.experiments.preloaded"])
         with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
@@ -203,7 +209,7 @@ class ForkLauncher(Launcher):
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
         process = self._context.Process(
-            target=_run, args=(run.arguments(), run.folder / LOG, run.environment(), run.threads), name=run.name
+            target=self._body, args=(run.arguments(), run.folder / LOG, run.environment(), run.threads), name=run.name
         )
         process.start()
         return _Forked(process)
@@ -232,8 +238,15 @@ class _Forked(Launched):
             self._process.join()
 
 
-def _run(arguments: Sequence[str], log: Path, environment: Mapping[str, str], threads: int) -> None:
-    """Be the process that ``python -m s3prl_metaperser.run_downstream ARGUMENTS`` would be; runs in the fork."""
+def be_the_run(arguments: Sequence[str], log: Path, environment: Mapping[str, str], threads: int) -> None:
+    """Be the process that ``python -m s3prl_metaperser.run_downstream ARGUMENTS`` would be.
+
+    Args:
+        arguments: see :meth:`Run.arguments`.
+        log: the file for both outputs.
+        environment: the whole of it.
+        threads: CPU threads.
+    """
     # By an exception, so that semaphores are given back and nobody warns of them.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _end_with_parent()

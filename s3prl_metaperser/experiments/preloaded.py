@@ -17,5 +17,5 @@ for _name in (
     "s3prl_metaperser.experiments.launchers",
 ):
     import_module(_name)
-# A million objects that outlive every run: not to be looked through, and copied by that, in each of them.
+# 400,000 objects that outlive every run: none looks through them for garbage, which would copy their pages too.
 gc.freeze()

@@ -199,8 +199,8 @@ class Run:
         record = {
             "fingerprint": self.fingerprint(),
             "command": self.shown_command(),
-            "started": started.isoformat(timespec="seconds"),
-            "ended": ended.isoformat(timespec="seconds"),
+            "started": started.isoformat(timespec="milliseconds"),
+            "ended": ended.isoformat(timespec="milliseconds"),
             "seconds": round((ended - started).total_seconds(), 1),
         }
         write_text(self.folder / DONE, json.dumps(record, indent=2) + "\n")
