@@ -2,8 +2,8 @@
 
 Extraction is ``cached_features`` on an empty cache, from hashing the files to the finished shards; the bare upstream is
 s3prl's module called on the same clips, in memory, in the same batches, in ``eval()`` and without gradients, by all of
-torch's threads. Both in seconds of audio per second. The upstreams are WavLM in the base model's architecture with
-random weights, where padding changes features and so only clips of equal length share a forward pass, and
+torch's threads. Throughput is in seconds of audio per second. The upstreams are WavLM in the base model's architecture
+with random weights, where padding changes features and so only clips of equal length share a forward pass, and
 ``fbank_no_cmvn``. Whether padding changes features is compared before; that takes what 7 s of audio take, once an
 extraction. Recordings are those of ``--real-speech``, else noise of the same rate and lengths; once they are all of
 one length, and once cut to lengths of which no two are equal, as in most corpora.
@@ -17,7 +17,6 @@ import hashlib
 import json
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -35,13 +34,13 @@ from torch import Tensor, nn
 from frozen.measuring import Line, Options, Ratio, side_by_side
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
-from s3prl_metaperser.upstream.extraction import batch_seconds_on, extract, extract_on_all_cores, lengths_of
+from s3prl_metaperser.upstream.extraction import batch_seconds_on, extract, lengths_of
 from s3prl_metaperser.upstream.features import SHARD_CLIPS, FeatureTable, cached_features
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledUpstream, evaluating
 
 CPU = torch.device("cpu")
 AS_PUBLISHED = {"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
-CLIPS, MANY_CLIPS, RATE, SECONDS = 16, 535, 22_050, 2.0
+CLIPS_A_THREAD, MANY_CLIPS, RATE, SECONDS = 8, 535, 22_050, 2.0
 UTTERANCES, STATISTICS = 100_000, (13, 768)
 BATCH = 288
 """Clips of a meta-training step of 9 tasks of 32."""
@@ -55,16 +54,20 @@ def measure(options: Options) -> Iterator[Line]:
         paths = [_noise(recordings / f"{number}.wav", number, SECONDS) for number in range(MANY_CLIPS)]
     else:
         paths = sorted(options.real_speech.rglob("*.wav"))
-    cut = [_cut(path, recordings / f"cut{number}.wav", number) for number, path in enumerate(paths[:CLIPS])]
+    few = paths[: CLIPS_A_THREAD * options.threads]
+    cut = [_cut(path, recordings / f"cut{number}.wav", number) for number, path in enumerate(few)]
     wavlm = _pooled(_random_wavlm(options.scratch / "wavlm.pt"))
+    what = "feature extraction, WavLM base, {} clips {}: throughput / the bare upstream's"
     target = f"≥ {TARGET_THROUGHPUT}"
-    for what, own in {"all of one length": paths[:CLIPS], "no two of one length": cut}.items():
-        reached, note = _throughput(wavlm, own, options)
-        name = f"feature extraction, WavLM base, {len(own)} clips {what}: throughput / the bare upstream's"
-        yield Line(name, target, str(reached), reached.median >= TARGET_THROUGHPUT, note)
-    yield _processes(wavlm, cut, options)
-    reached, note = _throughput(_pooled(fbank_no_cmvn()), paths, options)
-    yield Line(f"feature extraction, fbank_no_cmvn, {len(paths)} clips: the same", "", str(reached), None, note)
+    ratio, _, note = _throughput(wavlm, few, options)
+    yield Line(what.format(len(few), "all of one length"), target, str(ratio), ratio.median >= TARGET_THROUGHPUT, note)
+    ratio, in_one, note = _throughput(wavlm, cut, options)
+    name = what.format(len(cut), "no two of one length")
+    yield Line(name, target, str(ratio), ratio.median >= TARGET_THROUGHPUT, note)
+    name = f"the same in one process with {options.threads} threads, not in {options.threads} with one each"
+    yield Line(name, "", str(in_one), None, "what the number of processes is chosen by")
+    ratio, _, note = _throughput(_pooled(fbank_no_cmvn()), paths, options)
+    yield Line(f"feature extraction, fbank_no_cmvn, {len(paths)} clips: the same", "", str(ratio), None, note)
     yield from _cache(options)
 
 
@@ -112,9 +115,10 @@ def _bare(pooled: PooledUpstream, paths: Sequence[Path]) -> Callable[[], None]:
     return run
 
 
-def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options) -> tuple[Ratio, str]:
-    """Compare extraction with the bare upstream; give the ratio of throughputs and what they are."""
+def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options) -> tuple[Ratio, Ratio, str]:
+    """Compare with the bare upstream; give extraction's and a single process's ratio of throughput, and a note."""
     audio = {str(path): path for path in paths}
+    lengths = lengths_of(paths)
     folder = options.scratch / "cold"
 
     def extraction() -> None:
@@ -122,23 +126,17 @@ def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options)
         with redirect_stderr(StringIO()):
             cached_features(FeatureCache(folder, _identity("cold")), FileHashes(folder, folder), pooled, audio, CPU)
 
-    seconds = side_by_side({"bare": _bare(pooled, paths), "extraction": extraction}, options.rounds)
-    heard = sum(lengths_of(paths)) / SAMPLE_RATE
-    rates = {name: heard / float(np.median(own)) for name, own in seconds.items()}
-    note = ", ".join(f"{name} {rate:.3g} s of audio per second" for name, rate in rates.items())
-    return Ratio.of(seconds["bare"], seconds["extraction"]), note
-
-
-def _processes(pooled: PooledUpstream, paths: Sequence[Path], options: Options) -> Line:
-    """Compare processes of one thread with one process of as many threads."""
-    lengths = lengths_of(paths)
     programs: Mapping[str, Callable[[], object]] = {
-        "threads": lambda: list(extract(pooled, paths, lengths)),
-        "processes": lambda: list(extract_on_all_cores(pooled, paths, lengths)),
+        "bare": _bare(pooled, paths),
+        "extraction": extraction,
+        "one process": lambda: list(extract(pooled, paths, lengths)),
     }
     seconds = side_by_side(programs, options.rounds)
-    what = f"{options.threads} processes of one thread / one process of {options.threads} threads, throughput"
-    return Line(what, "", str(Ratio.of(seconds["threads"], seconds["processes"])), None, "no two clips of one length")
+    heard = sum(lengths) / SAMPLE_RATE
+    rates = {name: heard / float(np.median(own)) for name, own in seconds.items()}
+    note = ", ".join(f"{name} {rate:.3g} s of audio per second" for name, rate in rates.items())
+    in_processes, in_one = (Ratio.of(seconds["bare"], seconds[name]) for name in ("extraction", "one process"))
+    return in_processes, in_one, note
 
 
 def _memory() -> int:
@@ -210,6 +208,7 @@ def _cache(options: Options) -> Iterator[Line]:
     seconds_of = {name: [1e3 * one / 20 for one in own] for name, own in side_by_side(programs, options.rounds).items()}
     reached = ", ".join(f"{name} {np.median(own):.1f} ms" for name, own in seconds_of.items())
     yield Line(f"gathering {BATCH} clips, kept in memory or read from {UTTERANCES:,}", "", reached, None)
+    shutil.rmtree(folder)
     yield _hashing(options)
 
 
@@ -223,10 +222,8 @@ def _hashing(options: Options) -> Line:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(str(path).encode())
-    begun = time.perf_counter()
     FileHashes(options.scratch, folder).of(paths)
-    cold = time.perf_counter() - begun
     seconds = side_by_side({"warm": lambda: FileHashes(options.scratch, folder).of(paths)}, options.rounds)["warm"]
     reached = f"{np.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
-    note = f"asks for size and time of change of each; reading small files for the first time took {cold:.1f} s"
+    note = "asks for the size and the time of change of each"
     return Line(f"knowing that none of {UTTERANCES:,} recordings has changed", "", reached, None, note)
