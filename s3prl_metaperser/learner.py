@@ -275,7 +275,7 @@ class Learner(nn.Module):
         """What of this learner adapts by formulas; None where the settings ask for the reference."""
         if not self._by_formulas or not isinstance(self.model, ListenerModel):
             return None
-        adapting = self.layer_weights if self.scope == "linear" else None
+        adapting = None if self.scope == "head" else self.layer_weights
         return Formulas(self.model, self.layers, self.pooling, self.layer_weights, adapting, self.class_weights)
 
     def _pooled(self, statistics: Tensor) -> Tensor:

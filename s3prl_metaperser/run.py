@@ -39,6 +39,7 @@ from s3prl_metaperser.datasets import (
     loader,
 )
 from s3prl_metaperser.distributed import own_share
+from s3prl_metaperser.dropout import seed_dropout
 from s3prl_metaperser.episodes import (
     Episode,
     Task,
@@ -288,7 +289,7 @@ class Run:
         # Dropout depends on the position in training alone, so that a resumed run goes on as if never stopped.
         seed = int(generator(self.seed, "dropout", own_share().position(batches_seen)).integers(2**63))
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            seed_dropout(seed, device)
             return self._training_loss(batch, batches_seen, records, seed)
 
     def _training_loss(

@@ -24,6 +24,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from s3prl_metaperser.dropout import seed_dropout
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.model import pool_frames
 from s3prl_metaperser.settings import SECTION, EntireSettings
@@ -203,7 +204,7 @@ class TrainableUpstream:
         def run() -> Tensor:
             training = _training_every_layer(self.pooled.upstream, self._constant_modules)
             with training, undisturbed(), self._recalling(chunk.constants):
-                torch.manual_seed(dropout_seed)
+                seed_dropout(dropout_seed, self.pooled.device)
                 np.random.seed(dropout_seed % 2**32)
                 return self._pooled(chunk.wavs, {})
 
