@@ -21,7 +21,7 @@ from s3prl_metaperser.adaptation.problem import Adapted, Objective, Params
 from s3prl_metaperser.adaptation.rates import LSLR, FixedRate, Rates
 from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.formulas import Formulas
-from s3prl_metaperser.model import ListenerModel, Standardization, combine_layers
+from s3prl_metaperser.model import ListenerModel, Moments, Standardization, combine_layers
 from s3prl_metaperser.multi_task import MultiTaskModel
 from s3prl_metaperser.naming import NAMING, name_emotions
 from s3prl_metaperser.objective import example_losses, smooth_f1_loss
@@ -112,9 +112,9 @@ class Learner(nn.Module):
             self.upstream_names = list(names)
             self._make_rates()
 
-    def fit_standardization(self, statistics: Tensor) -> None:
-        """Take the features' scale from the training utterances' (n, S, dim) statistics, as the upstream gives them."""
-        self.standardization.fit(statistics, self.layers if self.pooling == "mean_std" else statistics.shape[1])
+    def fit_standardization(self, moments: Moments) -> None:
+        """Take the features' scale from what the training utterances' statistics are as the upstream gives them."""
+        self.standardization.fit(moments, self.layers if self.pooling == "mean_std" else len(moments.mean))
 
     def bind_layer_weights(self, weights: nn.Parameter | None, layers: int) -> None:
         """Take the featurizer's weighted sum: its parameter before softmax, (layers,), or None where it has none."""

@@ -10,6 +10,8 @@ there is one layer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,6 +90,32 @@ def _weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
     return (weights @ layered.flatten(1)).view(layered.shape[1:])
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and deviation of utterances' statistics, over the utterances.
+
+    Attributes:
+        mean: (S, dim).
+        deviation: (S, dim), of the population.
+        root_deviation: (S, dim), that of the values' square roots, negative ones taken as 0; None where not asked for.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    root_deviation: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[Tensor], with_roots: bool = False) -> Moments:
+        """Take them from S rows of (utterances, dim) each, of which one is needed at a time."""
+        means, deviations, roots = [], [], []
+        for row in rows:
+            means.append(row.mean(dim=0))
+            deviations.append(row.std(dim=0, correction=0))
+            if with_roots:
+                roots.append(row.clamp(min=0).sqrt().std(dim=0, correction=0))
+        return cls(torch.stack(means), torch.stack(deviations), torch.stack(roots) if with_roots else None)
+
+
 class Standardization(nn.Module):
     """Per-layer affine map to mean 0 and deviation 1 over the training utterances; commutes with pooling.
 
@@ -108,18 +136,17 @@ class Standardization(nn.Module):
         """Whether it has seen training utterances."""
         return self.mean.numel() > 0
 
-    def fit(self, statistics: Tensor, layers: int) -> None:
+    def fit(self, moments: Moments, layers: int) -> None:
         """Take mean and deviation from the training utterances.
 
         Args:
-            statistics: (utterances, S, dim).
+            moments: of their statistics.
             layers: how many of the S rows are scaled each by itself; the rest are covariances, which scale with them.
         """
-        means = statistics[:, :layers]
-        deviation = means.std(dim=0, correction=0)
+        deviation = moments.deviation[:layers]
         # A dimension that never varies carries nothing; leave it unscaled rather than blow up rounding noise.
         floor = 1e-6 * deviation.max().clamp(min=torch.finfo(deviation.dtype).tiny)
-        self.mean = means.mean(dim=0)
+        self.mean = moments.mean[:layers]
         self.scale = torch.where(deviation > floor, deviation, torch.ones_like(deviation))
 
     def forward(self, statistics: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.datasets import SILENT_SAMPLES
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.learner import Learner
+from s3prl_metaperser.model import Moments
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.upstream.cache import (
     FeatureCache,
@@ -134,10 +135,11 @@ class RunFeatures:
 
     def _look_at(self, features: Features, pooled: PooledUpstream, utterances: Sequence[str]) -> None:
         """Stop on features that do not vary; take their scale where no checkpoint has brought one."""
-        statistics, deviations = features.raw(utterances)
-        check_features_vary(statistics, deviations, pooled)
+        rows, frame_deviations = features.raw(utterances)
+        moments = Moments.of(rows, with_roots=pooled.pooling == "mean_std")
+        check_features_vary(moments, frame_deviations, pooled)
         if self.settings.model.standardize and not self.learner.standardization.fitted:
-            self.learner.fit_standardization(statistics)
+            self.learner.fit_standardization(moments)
 
     def _frozen(self, pooled: PooledUpstream) -> Features:
         """Give features of the upstream as it is now."""

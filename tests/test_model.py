@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s3prl_metaperser.model import Standardization, combine_layers, pool_frames, statistics_rows
+from s3prl_metaperser.model import Moments, Standardization, combine_layers, pool_frames, statistics_rows
 
 LAYERS, DIM = 4, 6
 
@@ -29,7 +29,7 @@ def test_pooling_first_and_summing_layers_later_is_exact(pooling, standardized):
     assert statistics.shape == (5, statistics_rows(LAYERS, pooling), DIM)
     standardization = Standardization()
     if standardized:
-        standardization.double().fit(statistics, LAYERS)
+        standardization.double().fit(Moments.of(statistics.unbind(1)), LAYERS)
         means = standardization(statistics)[:, :LAYERS]
         torch.testing.assert_close(means.mean(0), torch.zeros(LAYERS, DIM, dtype=torch.float64))
         torch.testing.assert_close(means.std(0, correction=0), torch.ones(LAYERS, DIM, dtype=torch.float64))
@@ -46,7 +46,7 @@ def test_pooling_layer_by_layer_commutes_with_the_weighted_sum_and_is_standardis
     statistics = torch.stack([pool_frames(clip, "mean_std_per_layer") for clip in clips])
     assert statistics.shape == (5, statistics_rows(LAYERS, "mean_std_per_layer"), DIM) == (5, 2 * LAYERS, DIM)
     standardization = Standardization()
-    standardization.double().fit(statistics, 2 * LAYERS)
+    standardization.double().fit(Moments.of(statistics.unbind(1)), 2 * LAYERS)
     standardised = standardization(statistics)
     torch.testing.assert_close(standardised.mean(0), torch.zeros(2 * LAYERS, DIM, dtype=torch.float64))
     weights = torch.tensor([0.3, -1.0, 0.5, 2.0], dtype=torch.float64)
@@ -74,13 +74,13 @@ def test_a_single_layer_needs_no_weights(pooling):
 def test_constant_dimensions_are_left_alone():
     statistics = torch.cat([torch.randn(5, 1, 3), torch.full((5, 1, 1), 7.0).expand(5, 1, 1)], dim=2)
     standardization = Standardization()
-    standardization.fit(statistics, 1)
+    standardization.fit(Moments.of(statistics.unbind(1)), 1)
     assert standardization(statistics)[:, 0, 3].abs().max() == 0
 
 
 def test_standardisation_is_loaded_whatever_the_number_of_layers():
     fitted = Standardization()
-    fitted.fit(torch.randn(5, LAYERS, DIM), LAYERS)
+    fitted.fit(Moments.of(torch.randn(LAYERS, 5, DIM)), LAYERS)
     loaded = Standardization()
     assert not loaded.fitted
     loaded.load_state_dict(fitted.state_dict())

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.model import Standardization, combine_layers
+from s3prl_metaperser.model import Moments, Standardization, combine_layers
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, weights_fingerprint
 from s3prl_metaperser.upstream.extraction import READ_AHEAD_SECONDS, extract, extract_on_all_cores, lengths_of
 from s3prl_metaperser.upstream.features import FeatureTable, cached_features, check_features_vary
@@ -362,23 +362,23 @@ class Counted:
         self.statistics, self.read = statistics, []
         self.shape, self.dtype = statistics.shape, statistics.dtype
 
-    def __getitem__(self, rows):
-        self.read += rows.tolist()
-        return self.statistics[rows]
+    def __getitem__(self, asked):
+        self.read += (asked[0] if isinstance(asked, tuple) else asked).tolist()
+        return self.statistics[asked]
 
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_table_gives_what_transforming_the_whole_would_give(keeps):
     whole = torch.randn(50, 3, 5, generator=torch.Generator().manual_seed(0))
     standardization = Standardization()
-    standardization.fit(whole, 3)
+    standardization.fit(Moments.of(whole.unbind(1)), 3)
     statistics, deviations = Counted(whole), torch.arange(50.0)
     names = [f"u{number}" for number in range(50)]
     table = FeatureTable(names, statistics, deviations, CPU, keeps)
     assert statistics.read == []
     asked = [3, 49, 3, 0, 17]
     raw, own = table.raw([names[row] for row in asked])
-    assert torch.equal(raw, whole[asked])
+    assert torch.equal(torch.stack(list(raw), 1), whole[asked])
     assert own.tolist() == asked
     assert torch.equal(table.gather(["u3"]), whole[[3]]), "before a transform"
     table.transform(standardization)
@@ -396,7 +396,7 @@ def test_a_corpus_too_large_to_keep_gives_the_same_bits(tmp_path, recordings):
         cache, hashes = FeatureCache(tmp_path / "cache", IDENTITY), FileHashes(tmp_path / "cache", tmp_path)
         table = cached_features(cache, hashes, pooled, recordings, CPU, most_bytes)
         standardization = Standardization()
-        standardization.fit(table.raw(list(recordings))[0], 1)
+        standardization.fit(Moments.of(table.raw(list(recordings))[0]), 1)
         table.transform(standardization)
         return table.gather(["4", "1", "4"])
 
@@ -418,10 +418,10 @@ def test_features_that_do_not_vary_are_refused_with_the_cure():
         for pooling in ("mean", "mean_std", "mean_std_per_layer"):
             pooled = pooled_upstream(upstream, pooling)
             clips = [pooled([noise(0.5 + seed / 5, seed) * (1 + seed)])[0] for seed in range(4)]
-            statistics = torch.stack([clip.statistics for clip in clips])
+            moments = Moments.of(torch.stack([clip.statistics for clip in clips], 1), with_roots=pooling == "mean_std")
             deviations = torch.tensor([clip.frame_deviation for clip in clips])
             if fails:
                 with pytest.raises(MetaPerSERError, match=r"do not vary between utterances.*-u fbank_no_cmvn"):
-                    check_features_vary(statistics, deviations, pooled)
+                    check_features_vary(moments, deviations, pooled)
             else:
-                check_features_vary(statistics, deviations, pooled)
+                check_features_vary(moments, deviations, pooled)

@@ -199,16 +199,17 @@ class StoredRows:
         with naming_the_folder(path.parent), safe_open(path, framework="pt") as shard:
             return shard.get_tensor(self._tensor)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
+    def __getitem__(self, asked: Tensor | tuple[Tensor, int]) -> Tensor:
         """Read rows, each shard in one go.
 
         Args:
-            rows: (n,) indices.
+            asked: (n,) indices; with the index of the part that is wanted of each row, along its first dimension.
 
         Returns:
             (n, ...), in the order asked for.
         """
-        given = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype)
+        rows, part = asked if isinstance(asked, tuple) else (asked, None)
+        given = torch.empty(len(rows), *self.shape[1 if part is None else 2 :], dtype=self.dtype)
         shard_of = self._shard_of[rows.numpy()]
         order = np.argsort(shard_of, kind="stable")
         numbers, begins = np.unique(shard_of[order], return_index=True)
@@ -216,7 +217,8 @@ class StoredRows:
         by_shard = torch.from_numpy(order)
         rows_by_shard = self._row_of[rows[by_shard]]
         for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True):
-            given[by_shard[begin:end]] = self._map(number).index_select(0, rows_by_shard[begin:end])
+            shard = self._map(number) if part is None else self._map(number)[:, part]
+            given[by_shard[begin:end]] = shard.index_select(0, rows_by_shard[begin:end])
         return given
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.model import Moments
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes
 from s3prl_metaperser.upstream.extraction import extract, extract_on_all_cores, lengths_of
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
@@ -44,8 +45,13 @@ class Features(ABC):
     """Gives utterances' statistics as (n, S, dim) tensors on the learner's device."""
 
     @abstractmethod
-    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Give (n, S, dim) statistics and (n,) deviations of frames as the upstream made them; before a transform."""
+    def raw(self, utterances: Sequence[str]) -> tuple[Iterator[Tensor], Tensor]:
+        """Give statistics as the upstream made them, before a transform.
+
+        Returns:
+            Each of the S rows of all utterances' statistics, (n, dim), when it is asked for; and (n,) deviations of
+            frames.
+        """
 
     @abstractmethod
     def gather(self, utterances: Sequence[str]) -> Tensor:
@@ -69,8 +75,8 @@ class Rows(Protocol):
         """Of its elements."""
         ...
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """Give a copy of the rows with these (n,) indices, on the CPU."""
+    def __getitem__(self, rows: Tensor | tuple[Tensor, int]) -> Tensor:
+        """Give a copy of the rows with these (n,) indices, or of one part of each, on the CPU."""
         ...
 
 
@@ -108,10 +114,11 @@ class FeatureTable(Features):
     def _rows(self, utterances: Sequence[str]) -> Tensor:
         return torch.tensor([self._row_of[utterance] for utterance in utterances])
 
-    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def raw(self, utterances: Sequence[str]) -> tuple[Iterator[Tensor], Tensor]:
         """See :class:`Features`."""
-        rows = self._rows(utterances)
-        return self._statistics[rows].to(self._device), self._deviations[rows].to(self._device)
+        asked = self._rows(utterances)
+        rows = (self._statistics[asked, row].to(self._device) for row in range(self._statistics.shape[1]))
+        return rows, self._deviations[asked].to(self._device)
 
     def gather(self, utterances: Sequence[str]) -> Tensor:
         """See :class:`Features`."""
@@ -165,8 +172,12 @@ class LiveFeatures(Features):
         self._batch_seconds = batch_seconds
         self._transform: Transform = torch.nn.Identity()
 
-    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def raw(self, utterances: Sequence[str]) -> tuple[Iterator[Tensor], Tensor]:
         """See :class:`Features`."""
+        statistics, deviations = self._made(utterances)
+        return iter(statistics.unbind(1)), deviations
+
+    def _made(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
         unique = sorted(set(utterances))
         clips: dict[str, PooledClip] = {}
         paths = [self._audio[utterance] for utterance in unique]
@@ -178,7 +189,7 @@ class LiveFeatures(Features):
 
     def gather(self, utterances: Sequence[str]) -> Tensor:
         """See :class:`Features`."""
-        return self._transform(self.raw(utterances)[0])
+        return self._transform(self._made(utterances)[0])
 
     def transform(self, transform: Transform) -> None:
         """See :class:`Features`."""
@@ -289,35 +300,35 @@ def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path])
         cache.add(shard)
 
 
-def check_features_vary(statistics: Tensor, frame_deviations: Tensor, pooled: PooledUpstream) -> None:
+def check_features_vary(moments: Moments, frame_deviations: Tensor, pooled: PooledUpstream) -> None:
     """Stop a run whose pooled features are the same for every utterance.
 
     s3prl's ``fbank``, ``mfcc``, ``mel``, ``spectrogram`` and ``linear`` normalise each utterance to mean 0 and
     deviation 1, so that nothing is left after pooling and every system scores like chance.
 
     Args:
-        statistics: (utterances, S, dim).
+        moments: of the utterances' statistics; with roots for pooling ``mean_std``.
         frame_deviations: (utterances,) typical deviation of frames within an utterance.
         pooled: names the upstream's layers and pooling.
 
     Raises:
         MetaPerSERError: when neither means nor deviations vary between utterances.
     """
-    if len(statistics) < 2:
+    if len(frame_deviations) < 2:
         return
     layers = pooled.layers
     scale = frame_deviations.mean()
     # Not the largest: a bin that is silent throughout, divided by its own rounding, spreads widely.
-    spread = statistics[:, :layers].std(dim=0).flatten().quantile(MOST_DIMENSIONS)
+    spread = moments.deviation[:layers].flatten().quantile(MOST_DIMENSIONS)
     varies = bool(spread > SMALLEST_SPREAD * scale)
-    deviations = None
-    if pooled.pooling == "mean_std":
+    of_deviations = None
+    if moments.root_deviation is not None:
         diagonal = [layers + row * layers - row * (row - 1) // 2 for row in range(layers)]
-        deviations = statistics[:, diagonal].clamp(min=0).sqrt()
+        of_deviations = moments.root_deviation[diagonal]
     elif pooled.pooling == "mean_std_per_layer":
-        deviations = statistics[:, layers:]
-    if deviations is not None:
-        varies |= bool(deviations.std(dim=0).max() > SMALLEST_DEVIATION_SPREAD * scale)
+        of_deviations = moments.deviation[layers:]
+    if of_deviations is not None:
+        varies |= bool(of_deviations.max() > SMALLEST_DEVIATION_SPREAD * scale)
     if not varies:
         raise MetaPerSERError(
             f"pooled features do not vary between utterances (spread {float(spread):.1e} at a frame deviation of "

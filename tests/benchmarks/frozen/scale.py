@@ -181,9 +181,9 @@ class Windows(Features):
         values = torch.randn(len(utterances) + LAYERS * DIM, generator=torch.Generator().manual_seed(SEED))
         self._statistics = values.as_strided((len(utterances), LAYERS, DIM), (1, DIM, 1))
 
-    def raw(self, utterances: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def raw(self, utterances: Sequence[str]) -> tuple[Iterator[Tensor], Tensor]:
         """See :class:`Features`."""
-        return self.gather(utterances), torch.ones(len(utterances))
+        return iter(self.gather(utterances).unbind(1)), torch.ones(len(utterances))
 
     def gather(self, utterances: Sequence[str]) -> Tensor:
         """See :class:`Features`."""
