@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.model import Moments, Standardization, combine_layers
+from s3prl_metaperser.upstream import extraction
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, weights_fingerprint
 from s3prl_metaperser.upstream.extraction import READ_AHEAD_SECONDS, extract, extract_on_all_cores, lengths_of
 from s3prl_metaperser.upstream.features import FeatureTable, cached_features, check_features_vary
@@ -205,6 +206,25 @@ def test_features_and_their_order_are_the_same_however_many_processes_there_are(
             assert one[2] == other[2]
     for index, statistics, _ in runs[0]:
         torch.testing.assert_close(statistics, pooled([read_audio(paths[index])])[0].statistics)
+
+
+def test_how_many_processes_extract_may_be_said(monkeypatch, recordings):
+    """As experiments do, whose runs have a thread each and wait for the one that extracts."""
+    pooled, paths = pooled_upstream(fbank_no_cmvn()), list(recordings.values())
+    asked = []
+
+    def in_processes(batches, processes):
+        asked.append(processes)
+        yield from ()
+
+    monkeypatch.setattr(extraction, "_in_processes", in_processes)
+    monkeypatch.setattr(extraction.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("METAPERSER_EXTRACTION_PROCESSES", "3")
+    list(extract_on_all_cores(pooled, paths, lengths_of(paths)))
+    assert asked == [3]
+    monkeypatch.setenv("METAPERSER_EXTRACTION_PROCESSES", "all")
+    with pytest.raises(MetaPerSERError, match=r"METAPERSER_EXTRACTION_PROCESSES is 'all'; expected a number"):
+        list(extract_on_all_cores(pooled, paths, lengths_of(paths)))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -21,10 +21,11 @@ from s3prl_metaperser.experiments.experiment import (
     write_results,
 )
 from s3prl_metaperser.experiments.grid import Grid, Outcome
-from s3prl_metaperser.experiments.launchers import Launcher
+from s3prl_metaperser.experiments.launchers import Launcher, environment
 from s3prl_metaperser.experiments.plan import Setup
 from s3prl_metaperser.experiments.report import NAME as REPORT
 from s3prl_metaperser.experiments.report import Report, Section, versions, write_report
+from s3prl_metaperser.upstream.extraction import PROCESSES
 
 Present = Callable[[Path, str, Record, pd.DataFrame], list[Section]]
 
@@ -55,7 +56,10 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
     with lock, locked(lock, f"another experiment writes into {setup.out}; waiting for it"):
         claim_folder(setup)
         launcher.held = [lock]
-        outcome = Grid(experiment.nodes).run(launcher, jobs)
+        # The first run extracts what all others wait for: on the cores of all.
+        cores = {} if launcher.is_elsewhere else {PROCESSES: str(jobs * setup.threads)}
+        with environment(cores):
+            outcome = Grid(experiment.nodes).run(launcher, jobs)
         write_results(experiment.results(outcome), setup.out, experiment.kind)
         Record.of(experiment, outcome).write(setup.out, experiment.kind)
         report(setup)

@@ -193,7 +193,7 @@ class ForkLauncher(Launcher):
         self._body = body or be_the_run
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["s3prl_metaperser.experiments.preloaded"])
-        with _environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
+        with environment({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}):
             forkserver.ensure_running()
 
     def check(self, arguments: Sequence[str]) -> None:
@@ -285,7 +285,8 @@ def _redirect(log: Path) -> None:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

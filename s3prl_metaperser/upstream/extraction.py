@@ -28,6 +28,8 @@ from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
 
+PROCESSES = "METAPERSER_EXTRACTION_PROCESSES"
+"""Environment variable: how many processes extract, where it is not to be as many as torch has threads."""
 READERS = 2
 """Threads that read ahead. soundfile and torch let go of Python's lock; one alone keeps up with a speech model."""
 READ_AHEAD_SECONDS = 64.0
@@ -91,20 +93,21 @@ def extract_on_all_cores(
         pooled: the frozen upstream.
         paths: of the files.
         lengths: of the files, as :func:`lengths_of` gives them.
-        processes: at most; None: as many as torch has threads.
+        processes: at most; None: as many as ``$METAPERSER_EXTRACTION_PROCESSES`` says, else as torch has threads.
 
     Yields:
         For each forward pass, index into ``paths`` → pooled clip; in the same order however many processes there are.
 
     Raises:
-        MetaPerSERError: for a file that is missing, not audio, empty, truncated or too short.
+        MetaPerSERError: for a file that is missing, not audio, empty, truncated or too short; for an environment
+            variable that is no number.
     """
     on_cpu = pooled.device.type == "cpu"
     if on_cpu and sys.platform != "linux":
         yield from extract(pooled, paths, lengths)
         return
     if processes is None:
-        processes = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+        processes = min(_wanted_processes(), len(os.sched_getaffinity(0)))
     # Compares how padding changes features, which one process does for all.
     plan = _plan(pooled, lengths, None)
     processes = min(processes, len(plan))
@@ -113,6 +116,15 @@ def extract_on_all_cores(
             yield from _in_this_process(pooled, paths, lengths, plan)
         else:
             yield from _in_processes(_Batches(pooled, paths, plan), processes)
+
+
+def _wanted_processes() -> int:
+    given = os.environ.get(PROCESSES)
+    if given is None:
+        return torch.get_num_threads()
+    if not (given.isascii() and given.isdecimal() and int(given) > 0):
+        raise MetaPerSERError(f"{PROCESSES} is {given!r}; expected a number of processes from 1 on, or unset it")
+    return int(given)
 
 
 def _plan(pooled: PooledUpstream, lengths: Sequence[int], batch_seconds: float | None) -> list[list[int]]:
