@@ -1,8 +1,8 @@
 """Which of the adaptation's formulas apply to a model, and setting out its tasks for them.
 
 Adaptation of any model goes through torch's differentiation (``adaptation/inner_loop.py``). Of a weighted sum and two
-linear layers the gradients are written out (``adaptation/analytic.py``); where a linear layer stands on features that
-stay, its steps are taken on the clips' Gram matrix (``adaptation/gram.py``).
+linear layers the gradients are written out (``adaptation/head.py``, ``adaptation/linear.py``); where a linear layer
+stands on features that stay, its steps are taken on the clips' Gram matrix (``adaptation/gram.py``).
 """
 
 from __future__ import annotations
@@ -13,18 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s3prl_metaperser.adaptation.analytic import (
-    AnalyticSteps,
-    FactoredProjector,
-    FormedProjector,
-    HeadSteps,
-    Labels,
-    LayeredClips,
-    LinearSteps,
-    Projector,
-    TwoLayers,
-)
+from s3prl_metaperser.adaptation.analytic import AnalyticSteps, Labels, TwoLayers
 from s3prl_metaperser.adaptation.gram import GramSteps, LayeredGramSteps, takes_less
+from s3prl_metaperser.adaptation.head import HeadSteps
+from s3prl_metaperser.adaptation.linear import FactoredProjector, FormedProjector, LayeredClips, LinearSteps, Projector
 from s3prl_metaperser.adaptation.problem import Params
 from s3prl_metaperser.batches import TaskBatch
 from s3prl_metaperser.model import ListenerModel, combine_layers

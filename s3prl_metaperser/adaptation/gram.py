@@ -77,7 +77,7 @@ class GramSteps(AnalyticSteps):
 class LayeredGramSteps(AnalyticSteps):
     """Weighted sum and two linear layers of few clips, side by side; nothing stays differentiable.
 
-    The same steps as :class:`~s3prl_metaperser.adaptation.analytic.LinearSteps` takes, which it is quicker than where
+    The same steps as :class:`~s3prl_metaperser.adaptation.linear.LinearSteps` takes, which it is quicker than where
     steps are many and layers × clips are fewer than dimensions.
 
     Args:
@@ -112,7 +112,7 @@ class LayeredGramSteps(AnalyticSteps):
         by_layer = self._projected.view(tasks, self._layers, -1)
         hidden = torch.bmm(weights.unsqueeze(1), by_layer).view(tasks, self._clips, -1) + self._projector_bias
         logits = torch.baddbmm(self._classifier_bias, classifier, hidden.mT)
-        slope = self._labels.slope(logits)
+        slope = self._labels.slope(logits.softmax(1))
 
         bias_slope = slope.sum(-1, keepdim=True)
         of_hidden = torch.bmm(slope.mT, classifier).view(tasks, 1, -1)
