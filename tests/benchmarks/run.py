@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that a part finds `frozen` in its own process too
-from frozen.measuring import Line, Options
+from frozen.measuring import Line, Options, result_files
 
 from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.errors import MetaPerSERError, exit_with, suggest
@@ -91,10 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in args.parts:
         if part not in PARTS:
             raise MetaPerSERError(f"part {part!r} is unknown; {suggest(part, PARTS)}")
-    results = [] if args.out is None else [args.out.with_name(args.out.name + ending) for ending in (".csv", ".md")]
-    for path in results:
-        if path.exists():
-            raise MetaPerSERError(f"--out {args.out}: {path} is already there; move it away or give another name")
+    results = result_files(args.out)
     options = Options(args.threads, args.rounds, args.real_speech, Path())
     head = machine(options)
     measured: dict[str, list[Line]] = {}

@@ -30,8 +30,6 @@ it:
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib.util
 import json
 import math
@@ -52,6 +50,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import torch
+from frozen.measuring import Memory, result_files
 from s3prl.hub import wavlm_local
 from s3prl.upstream.interfaces import Featurizer
 from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
@@ -267,33 +266,6 @@ def learn2learn_meta_step(subject: Subject) -> Callable[[Examples], float]:
         return loss.item()
 
     return step
-
-
-class Memory:
-    """The process's resident set, over what it was when this was made; in bytes."""
-
-    def __init__(self) -> None:
-        if not Path("/proc/self/clear_refs").exists():
-            raise MetaPerSERError("this benchmark reads the resident set from /proc; run it on Linux")
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        self.held = self._of("VmRSS")
-        # 5 sets the high-water mark to what is resident now.
-        Path("/proc/self/clear_refs").write_text("5")
-
-    @staticmethod
-    def _of(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith(f"{key}:"))
-        return int(line.split()[1]) * 1024
-
-    def now(self) -> int:
-        """Give what is resident."""
-        return self._of("VmRSS") - self.held
-
-    def peak(self) -> int:
-        """Give the most that was."""
-        return self._of("VmHWM") - self.held
 
 
 def measure_meta_step(case: Case, folder: Path) -> Row:
@@ -706,10 +678,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in args.parts:
         if part not in PARTS:
             raise MetaPerSERError(f"part {part!r} is unknown; {suggest(part, PARTS)}")
-    results = [] if args.out is None else [args.out.with_name(args.out.name + ending) for ending in (".csv", ".md")]
-    for path in results:
-        if path.exists():
-            raise MetaPerSERError(f"--out {args.out}: {path} is already there; move it away or give another name")
+    results = result_files(args.out)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.layers, args.threads, args.repeats)
         text = machine(args.threads) + "\n\n" + "\n".join(PARTS[part](bench) for part in args.parts or PARTS)

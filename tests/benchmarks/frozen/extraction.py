@@ -27,9 +27,9 @@ import soundfile
 import torch
 from s3prl.hub import fbank_no_cmvn, wavlm_local
 from s3prl.upstream.interfaces import Featurizer
-from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from whole_network import Case, checkpoint_file
 
 from frozen.measuring import Line, Options, Ratio, side_by_side
 from s3prl_metaperser.audio import read_audio
@@ -39,7 +39,6 @@ from s3prl_metaperser.upstream.features import SHARD_CLIPS, FeatureTable, cached
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledUpstream, evaluating
 
 CPU = torch.device("cpu")
-AS_PUBLISHED = {"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
 CLIPS_A_THREAD, MANY_CLIPS, RATE, SECONDS = 8, 535, 22_050, 2.0
 UTTERANCES, STATISTICS = 100_000, (13, 768)
 BATCH = 288
@@ -56,7 +55,7 @@ def measure(options: Options) -> Iterator[Line]:
         paths = sorted(options.real_speech.rglob("*.wav"))
     few = paths[: CLIPS_A_THREAD * options.threads]
     cut = [_cut(path, recordings / f"cut{number}.wav", number) for number, path in enumerate(few)]
-    wavlm = _pooled(_random_wavlm(options.scratch / "wavlm.pt"))
+    wavlm = _pooled(wavlm_local(str(checkpoint_file(Case(), options.scratch))))
     what = "feature extraction, WavLM base, {} clips {}: throughput / the bare upstream's"
     target = f"≥ {TARGET_THROUGHPUT}"
     ratio, _, note = _throughput(wavlm, few, options)
@@ -84,14 +83,6 @@ def _cut(source: Path, path: Path, number: int) -> Path:
     samples, rate = soundfile.read(source)
     soundfile.write(path, samples[: len(samples) - number * rate // 100], rate)
     return path
-
-
-def _random_wavlm(path: Path) -> nn.Module:
-    config = WavLMConfig({"encoder_layers": 12, **AS_PUBLISHED})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save({"cfg": vars(config), "model": WavLM(config).state_dict()}, path)
-    return wavlm_local(str(path))
 
 
 def _pooled(upstream: nn.Module) -> PooledUpstream:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+
+from s3prl_metaperser.errors import MetaPerSERError
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,43 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.median:.3g} × ({self.least:.3g} to {self.most:.3g})"
+
+
+class Memory:
+    """The process's resident set, over what it was when this was made; in bytes."""
+
+    def __init__(self) -> None:
+        if not Path("/proc/self/clear_refs").exists():
+            raise MetaPerSERError("this benchmark reads the resident set from /proc; run it on Linux")
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self.held = self._of("VmRSS")
+        # 5 sets the high-water mark to what is resident now.
+        Path("/proc/self/clear_refs").write_text("5")
+
+    @staticmethod
+    def _of(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith(f"{key}:"))
+        return int(line.split()[1]) * 1024
+
+    def now(self) -> int:
+        """Give what is resident."""
+        return self._of("VmRSS") - self.held
+
+    def peak(self) -> int:
+        """Give the most that was."""
+        return self._of("VmHWM") - self.held
+
+
+def result_files(out: Path | None) -> list[Path]:
+    """Give the files that ``--out RESULT`` stands for, table and Markdown.
+
+    Raises:
+        MetaPerSERError: where one of them is there already.
+    """
+    files = [] if out is None else [out.with_name(out.name + ending) for ending in (".csv", ".md")]
+    for path in files:
+        if path.exists():
+            raise MetaPerSERError(f"--out {out}: {path} is already there; move it away or give another name")
+    return files

@@ -16,8 +16,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import statistics
 import time
@@ -33,13 +31,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from frozen.measuring import Line, Options, Ratio, side_by_side
+from frozen.measuring import Line, Memory, Options, Ratio, side_by_side
 from s3prl_metaperser import configs
 from s3prl_metaperser.corpus.emotions import EMOTIONS
 from s3prl_metaperser.corpus.manifest import COLUMNS, Corpus, build_corpus, load_corpus, write_corpus
 from s3prl_metaperser.datasets import AggregatedBatches, AnnotationBatches, Minibatches, TrainingEpisodes
 from s3prl_metaperser.episodes import make_split
-from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.expressed import estimate_expressed
 from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.objective import class_balanced_weights
@@ -89,29 +86,6 @@ def crowd(annotators: int, annotations: int, labels: int) -> Corpus:
         for name, (codes, texts) in columns.items()
     }
     return build_corpus("crowd", Path("/"), pd.DataFrame({**texts, "session": utterances % 5 + 1})[list(COLUMNS)])
-
-
-class Memory:
-    """The resident set over what it was when this was made, in bytes."""
-
-    def __init__(self) -> None:
-        if not Path("/proc/self/clear_refs").exists():
-            raise MetaPerSERError("this benchmark reads the resident set from /proc; run it on Linux")
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        self.held = self._of("VmRSS")
-        # 5 sets the high-water mark to what is resident now.
-        Path("/proc/self/clear_refs").write_text("5")
-
-    @staticmethod
-    def _of(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith(f"{key}:"))
-        return int(line.split()[1]) * 1024
-
-    def peak(self) -> int:
-        """Give the most that was."""
-        return self._of("VmHWM") - self.held
 
 
 def apart(function: Callable[..., T], *arguments: object) -> T:
