@@ -73,10 +73,10 @@ class _HeadStep(torch.autograd.Function):
         d_by_bias = d_by_bias + d_along.sum(-1, keepdim=True)
         d_gram = torch.bmm(by_clip.mT, d_along)
         d_rates = (
-            -(d_by_clip * slope).sum(),
-            -(d_by_bias * bias_slope).sum(),
-            -(d_classifier * classifier_slope).sum(),
-            -(d_classifier_bias * bias_slope).sum(),
+            -torch.dot(d_by_clip.flatten(), slope.flatten()),
+            -torch.dot(d_by_bias.flatten(), bias_slope.flatten()),
+            -torch.dot(d_classifier.flatten(), classifier_slope.flatten()),
+            -torch.dot(d_classifier_bias.flatten(), bias_slope.flatten()),
         )
         if ctx.second_order:
             d_bias_slope = of_projector_bias * d_by_bias + of_classifier_bias * d_classifier_bias
@@ -85,8 +85,8 @@ class _HeadStep(torch.autograd.Function):
             d_logits = probabilities * d_slope
             d_logits = ctx.labels.mass * (d_logits - probabilities * d_logits.sum(1, keepdim=True))
             # H and W₂ each enter through the logits, through the step's direction, and as what is moved.
-            d_classifier = d_classifier + torch.bmm(along, d_hidden) + torch.bmm(d_logits, hidden)
-            d_hidden = torch.baddbmm(d_hidden, d_logits.mT, classifier) - torch.bmm(slope.mT, followed)
+            d_classifier = torch.baddbmm(torch.baddbmm(d_classifier, along, d_hidden), d_logits, hidden)
+            d_hidden = torch.baddbmm(torch.baddbmm(d_hidden, d_logits.mT, classifier), slope.mT, followed, alpha=-1)
             d_classifier_bias = d_classifier_bias + d_logits.sum(-1, keepdim=True)
         return (None, None, d_hidden, d_classifier, d_classifier_bias, d_gram, *d_rates)
 
@@ -132,36 +132,35 @@ class HeadSteps(AnalyticSteps):
         self._moves.append(_Move(second_order, by_clip, by_bias, classifier))
         return loss
 
-    def _moved(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give, of the steps of each order, (T, k C, P) rows of W₂, (T, k C, n) factors, and the X that they multiply.
-
-        W₁ has moved by rowsᵀ factors X.
-        """
+    def _moves_by_order(self) -> Iterator[tuple[_Move, Tensor]]:
+        """Give the steps of each order as one move, k C rows in place of C, and the X that they multiply."""
         for second_order in self._gram:
             moves = [move for move in self._moves if move.second_order == second_order]
-            rows, factors = ([move.classifier for move in moves], [move.by_clip for move in moves])
-            yield torch.cat(rows, 1), torch.cat(factors, 1), self._right(second_order)
-
-    def _projector_bias(self) -> Tensor:
-        initial = self._initial.projector_bias.expand(len(self._support), 1, -1)
-        by_bias = torch.cat([move.by_bias for move in self._moves], 1)
-        return torch.baddbmm(initial, by_bias.mT, torch.cat([move.classifier for move in self._moves], 1))
+            parts = zip(*((move.by_clip, move.by_bias, move.classifier) for move in moves), strict=True)
+            yield _Move(second_order, *(torch.cat(part, 1) for part in parts)), self._right(second_order)
 
     def logits(self, pooled: Tensor) -> Tensor:
         """Give the (T, m, C) logits of (T, m, D) pooled clips, where the tasks are now."""
         # Through W₂ W₁, C rows a task, rather than through the m clips' embeddings.
         composed = self._classifier @ self._initial.projector
-        for rows, factors, right in self._moved():
-            composed = torch.baddbmm(composed, times_transposed(self._classifier, rows) @ factors, right)
-        bias = times_transposed(self._classifier, self._projector_bias()) + self._classifier_bias
+        bias = torch.baddbmm(self._classifier_bias, self._classifier, self._initial_bias.mT)
+        for move, right in self._moves_by_order():
+            rows = times_transposed(self._classifier, move.classifier)
+            composed = torch.baddbmm(composed, rows @ move.by_clip, right)
+            bias = torch.baddbmm(bias, rows, move.by_bias)
         return (times_transposed(composed, pooled) + bias).mT
 
     def adapted(self) -> list[Tensor]:
         """See :class:`AnalyticSteps`."""
-        projector = self._initial.projector.expand(len(self._support), -1, -1)
-        for rows, factors, right in self._moved():
-            projector = torch.baddbmm(projector, rows.mT, factors @ right)
-        return [projector, self._projector_bias().squeeze(1), self._classifier, self._classifier_bias.squeeze(-1)]
+        projector, bias = self._initial.projector.expand(len(self._support), -1, -1), self._initial_bias
+        for move, right in self._moves_by_order():
+            projector = torch.baddbmm(projector, move.classifier.mT, move.by_clip @ right)
+            bias = torch.baddbmm(bias, move.by_bias.mT, move.classifier)
+        return [projector, bias.squeeze(1), self._classifier, self._classifier_bias.squeeze(-1)]
+
+    @property
+    def _initial_bias(self) -> Tensor:
+        return self._initial.projector_bias.expand(len(self._support), 1, -1)
 
 
 @dataclass(frozen=True)
