@@ -15,6 +15,10 @@ def seed_dropout(seed: int, device: torch.device) -> None:
         seed: from 0 to 2⁶³ − 1.
         device: where dropout is computed.
     """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

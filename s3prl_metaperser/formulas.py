@@ -7,14 +7,15 @@ stands on features that stay, its steps are taken on the clips' Gram matrix (``a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from s3prl_metaperser.adaptation import gram, head
 from s3prl_metaperser.adaptation.analytic import AnalyticSteps, Labels, TwoLayers
-from s3prl_metaperser.adaptation.gram import GramSteps, LayeredGramSteps, takes_less
+from s3prl_metaperser.adaptation.gram import GramSteps, LayeredGramSteps
 from s3prl_metaperser.adaptation.head import HeadSteps
 from s3prl_metaperser.adaptation.linear import FactoredProjector, FormedProjector, LayeredClips, LinearSteps, Projector
 from s3prl_metaperser.adaptation.problem import Params
@@ -47,7 +48,7 @@ class Formulas:
 
     def differentiable(self, support: TaskBatch) -> HeadSteps | LinearSteps:
         """Set out tasks of two linear layers for meta-training."""
-        return self._two_layers(support, FactoredProjector(self.model.projector.weight))
+        return self._two_layers(support, lambda: FactoredProjector(self.model.projector.weight))
 
     @torch.no_grad()
     def at_meta_test(self, support: TaskBatch, names: Sequence[str], two_layers: bool) -> AnalyticSteps | None:
@@ -68,8 +69,8 @@ class Formulas:
                 support.statistics, self._labels(support), self._initial, self.adapting_layer_weights
             )
         if two_layers:
-            return self._two_layers(support, FormedProjector(self.model.projector.weight, tasks))
-        if self.adapting_layer_weights is not None or not takes_less(clips, self.model.projector.in_features):
+            return self._two_layers(support, lambda: FormedProjector(self.model.projector.weight, tasks))
+        if self.adapting_layer_weights is not None or not gram.takes_less(clips, self.model.projector.in_features):
             return None
         own = dict(self.model.named_parameters())
         above = {name: own[name].expand(tasks, *own[name].shape) for name in names if not name.startswith("projector.")}
@@ -84,15 +85,22 @@ class Formulas:
     def logits(self, tasks: HeadSteps | LinearSteps, statistics: Tensor) -> Tensor:
         """Give the (T, n, classes) logits of (T, n, S, dim) statistics, where the tasks are now."""
         if isinstance(tasks, LinearSteps):
-            return tasks.logits(LayeredClips(statistics, self.layers))
+            return tasks.logits(self._layered(statistics))
         return tasks.logits(self._pooled(statistics))
 
-    def _two_layers(self, support: TaskBatch, projector: Projector) -> HeadSteps | LinearSteps:
-        labels = self._labels(support)
-        if self.adapting_layer_weights is None:
+    def _two_layers(self, support: TaskBatch, projector: Callable[[], Projector]) -> HeadSteps | LinearSteps:
+        labels, own = self._labels(support), self.model.projector
+        stays = self.adapting_layer_weights is None
+        if stays and head.takes_less(support.weights.shape[1], own.in_features, own.out_features):
             return HeadSteps(self._pooled(support.statistics), labels, self._initial)
-        clips = LayeredClips(support.statistics, self.layers)
-        return LinearSteps(clips, labels, self._initial, self.adapting_layer_weights, projector)
+        clips = self._layered(support.statistics)
+        return LinearSteps(clips, labels, self._initial, self.adapting_layer_weights, projector())
+
+    def _layered(self, statistics: Tensor) -> LayeredClips:
+        """Give clips whose weighted sum adapts, or, where it stays, pooled ones as clips of one layer."""
+        if self.adapting_layer_weights is None:
+            return LayeredClips(self._pooled(statistics).unsqueeze(2), 1)
+        return LayeredClips(statistics, self.layers)
 
     @property
     def _initial(self) -> TwoLayers:

@@ -71,7 +71,7 @@ class _HeadStep(torch.autograd.Function):
         d_along = torch.bmm(classifier, d_hidden.mT)
         d_by_clip = torch.baddbmm(d_by_clip, d_along, gram.mT)
         d_by_bias = d_by_bias + d_along.sum(-1, keepdim=True)
-        d_gram = torch.bmm(by_clip.mT, d_along)
+        d_gram = torch.bmm(by_clip.mT, d_along) if ctx.needs_input_grad[5] else None
         d_rates = (
             -torch.dot(d_by_clip.flatten(), slope.flatten()),
             -torch.dot(d_by_bias.flatten(), bias_slope.flatten()),
@@ -89,6 +89,19 @@ class _HeadStep(torch.autograd.Function):
             d_hidden = torch.baddbmm(torch.baddbmm(d_hidden, d_logits.mT, classifier), slope.mT, followed, alpha=-1)
             d_classifier_bias = d_classifier_bias + d_logits.sum(-1, keepdim=True)
         return (None, None, d_hidden, d_classifier, d_classifier_bias, d_gram, *d_rates)
+
+
+def takes_less(clips: int, dim: int, width: int) -> bool:
+    """Tell whether steps by the Gram matrix take less arithmetic than those that go through D dimensions.
+
+    For each emotion, n² + 3 n P multiplications instead of 2 D (n + P): less for a support set of few clips.
+
+    Args:
+        clips: n, of a task.
+        dim: D, of a pooled clip.
+        width: P, of the projector.
+    """
+    return clips * (clips + 3 * width) < 2 * dim * (clips + width)
 
 
 class HeadSteps(AnalyticSteps):

@@ -140,12 +140,17 @@ class LinearSteps(AnalyticSteps):
         support: the clips.
         labels: theirs.
         initial: the layers' initialisation.
-        layer_weights: a, (L,) before softmax.
+        layer_weights: a, (L,) before softmax; None for clips of one layer, whose sum is the layer.
         projector: keeps W₁.
     """
 
     def __init__(
-        self, support: LayeredClips, labels: Labels, initial: TwoLayers, layer_weights: Tensor, projector: Projector
+        self,
+        support: LayeredClips,
+        labels: Labels,
+        initial: TwoLayers,
+        layer_weights: Tensor | None,
+        projector: Projector,
     ) -> None:
         tasks = support.tasks
         self._support = support
@@ -154,13 +159,13 @@ class LinearSteps(AnalyticSteps):
         self._projector_bias = initial.projector_bias.expand(tasks, 1, -1)
         self._classifier = initial.classifier.expand(tasks, -1, -1)
         self._classifier_bias = initial.classifier_bias.unsqueeze(-1).expand(tasks, -1, -1)
-        self._layer_weights = layer_weights.expand(tasks, -1)
+        self._layer_weights = None if layer_weights is None else layer_weights.expand(tasks, -1)
 
     def step(self, rates: StepRates, second_order: bool = True) -> Tensor:
         """See :class:`AnalyticSteps`."""
-        of_projector, of_projector_bias, of_classifier, of_classifier_bias, of_layer_weights = rates
+        of_projector, of_projector_bias, of_classifier, of_classifier_bias, *of_layer_weights = rates
         classifier = self._classifier
-        weights = self._layer_weights.softmax(-1)
+        weights = self._weights()
         pooled = self._support.weighted(weights)
         composed = self._projector.project(classifier)
         logits = self._logits(pooled, composed)
@@ -169,17 +174,24 @@ class LinearSteps(AnalyticSteps):
         inner = slope @ pooled
         bias_slope = slope.sum(-1, keepdim=True)
         classifier_slope = torch.baddbmm(self._projector.embed(inner), bias_slope, self._projector_bias)
-        of_weights = self._support.slope(slope.mT @ composed)
-        weights_slope = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True))
+        if self._layer_weights is not None:
+            of_weights = self._support.slope(slope.mT @ composed)
+            weights_slope = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True))
+            followed = weights_slope if second_order else weights_slope.detach()
+            self._layer_weights = self._layer_weights - of_layer_weights[0] * followed
         if not second_order:
             classifier, inner, bias_slope = classifier.detach(), inner.detach(), bias_slope.detach()
-            classifier_slope, weights_slope = classifier_slope.detach(), weights_slope.detach()
+            classifier_slope = classifier_slope.detach()
         self._projector.move(-of_projector * classifier, inner)
         self._projector_bias = self._projector_bias - of_projector_bias * (bias_slope.mT @ classifier)
         self._classifier = self._classifier - of_classifier * classifier_slope
         self._classifier_bias = self._classifier_bias - of_classifier_bias * bias_slope
-        self._layer_weights = self._layer_weights - of_layer_weights * weights_slope
         return self._labels.loss(logits)
+
+    def _weights(self) -> Tensor:
+        if self._layer_weights is None:
+            return self._classifier.new_ones(len(self._classifier), 1)
+        return self._layer_weights.softmax(-1)
 
     def _logits(self, pooled: Tensor, composed: Tensor) -> Tensor:
         bias = times_transposed(self._classifier, self._projector_bias) + self._classifier_bias
@@ -187,10 +199,11 @@ class LinearSteps(AnalyticSteps):
 
     def logits(self, clips: LayeredClips) -> Tensor:
         """Give the (T, m, C) logits of clips, where the tasks are now."""
-        pooled = clips.weighted(self._layer_weights.softmax(-1))
+        pooled = clips.weighted(self._weights())
         return self._logits(pooled, self._projector.project(self._classifier)).mT
 
     def adapted(self) -> list[Tensor]:
         """See :class:`AnalyticSteps`."""
         biases = self._projector_bias.squeeze(1), self._classifier_bias.squeeze(-1)
-        return [self._projector.formed(), biases[0], self._classifier, biases[1], self._layer_weights]
+        adapted = [self._projector.formed(), biases[0], self._classifier, biases[1]]
+        return adapted if self._layer_weights is None else [*adapted, self._layer_weights]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,8 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
         claim_folder(setup)
         launcher.held = [lock]
         # The first run extracts what all others wait for: on the cores of all.
-        cores = {} if launcher.is_elsewhere else {PROCESSES: str(jobs * setup.threads)}
+        is_said = launcher.is_elsewhere or PROCESSES in os.environ
+        cores = {} if is_said else {PROCESSES: str(jobs * setup.threads)}
         with environment(cores):
             outcome = Grid(experiment.nodes).run(launcher, jobs)
         write_results(experiment.results(outcome), setup.out, experiment.kind)

@@ -86,8 +86,8 @@ def extract_on_all_cores(
 ) -> Clips:
     """Do what :func:`extract` does, on a CPU in several processes; to the same bits, however many.
 
-    While it runs, torch keeps to one thread in each. Where processes cannot be forked (outside Linux), the upstream
-    runs in this one with all of torch's threads, on whose number its last bits then depend.
+    While it runs, torch keeps to one thread in each. Outside Linux, where processes cannot be forked, the upstream runs
+    in this one with all of torch's threads, on whose number its last bits then depend; on a GPU it runs in this one.
 
     Args:
         pooled: the frozen upstream.
@@ -102,8 +102,7 @@ def extract_on_all_cores(
         MetaPerSERError: for a file that is missing, not audio, empty, truncated or too short; for an environment
             variable that is no number.
     """
-    on_cpu = pooled.device.type == "cpu"
-    if on_cpu and sys.platform != "linux":
+    if pooled.device.type != "cpu" or sys.platform != "linux":
         yield from extract(pooled, paths, lengths)
         return
     if processes is None:
@@ -112,7 +111,7 @@ def extract_on_all_cores(
     plan = _plan(pooled, lengths, None)
     processes = min(processes, len(plan))
     with _one_thread():
-        if not on_cpu or processes < 2 or multiprocessing.current_process().daemon:
+        if processes < 2 or multiprocessing.current_process().daemon:
             yield from _in_this_process(pooled, paths, lengths, plan)
         else:
             yield from _in_processes(_Batches(pooled, paths, plan), processes)

@@ -1,8 +1,9 @@
-"""The runner's silent clip, which goes through a frozen upstream at every step, goes through it once.
+"""The runner's silent clip need not go through a frozen upstream at every step.
 
 s3prl's runner sends each batch's ``wavs`` through upstream and featurizer. Frozen features come from the cache, so the
 batch's one clip is silence, and what the upstream makes of it never changes. Speech models take longer for it than a
-whole meta-step does.
+whole meta-step does. A run computes it twice: for its first batch, by which the expert gets to know the upstream, and
+for its second, to be remembered.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Extraction is ``cached_features`` on an empty cache, from hashing the files to t
 s3prl's module called on the same clips, in memory, in the same batches, in ``eval()`` and without gradients, by all of
 torch's threads. Throughput is in seconds of audio per second. The upstreams are WavLM in the base model's architecture
 with random weights, where padding changes features and so only clips of equal length share a forward pass, and
-``fbank_no_cmvn``. Whether padding changes features is compared before; that takes what 7 s of audio take, once an
-extraction. Recordings are those of ``--real-speech``, else noise of the same rate and lengths; once they are all of
+``fbank_no_cmvn``. Whether padding changes features is compared within, once an extraction; that takes what 7 s of audio
+take. Recordings are those of ``--real-speech``, else noise of the same rate and lengths; once they are all of
 one length, and once cut to lengths of which no two are equal, as in most corpora.
 
 The cache holds 13 × 768 floats an utterance in shards of 256: 4 GB in the scratch folder.
@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from whole_network import Case, checkpoint_file
 
-from frozen.measuring import Line, Options, Ratio, side_by_side
+from frozen.measuring import Line, Memory, Options, Ratio, side_by_side
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
 from s3prl_metaperser.upstream.extraction import batch_seconds_on, extract, lengths_of
@@ -117,6 +117,8 @@ def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options)
 
     def extraction() -> None:
         shutil.rmtree(folder, ignore_errors=True)
+        # Whether padding changes features is compared once an extraction, and remembered.
+        vars(pooled).pop("padding_is_harmless", None)
         with redirect_stderr(StringIO()):
             cached_features(FeatureCache(folder, _identity("cold")), FileHashes(folder, folder), pooled, audio, CPU)
 
@@ -131,12 +133,6 @@ def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options)
     note = ", ".join(f"{name} {rate:.3g} s of audio per second" for name, rate in rates.items())
     in_processes, in_one = (Ratio.of(seconds["bare"], seconds[name]) for name in ("extraction", "one process"))
     return in_processes, in_one, note
-
-
-def _memory() -> int:
-    """Bytes of this process in memory, with what is mapped and has been read."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) * 1024
 
 
 def _content(number: int) -> str:
@@ -164,9 +160,9 @@ def _cache(options: Options) -> Iterator[Line]:
         cache.refresh()
         return FeatureTable(utterances, *cache.stored(contents), CPU, keeps)
 
-    before = _memory()
+    memory = Memory()
     table = opened(keeps=False)
-    grown = (_memory() - before) / 1e6
+    grown = memory.now() / 1e6
     seconds = side_by_side({"opening": lambda: opened(keeps=False)}, options.rounds)["opening"]
     size = f"{UTTERANCES:,} utterances of {STATISTICS[0]} × {STATISTICS[1]}"
     yield Line(
@@ -180,10 +176,10 @@ def _cache(options: Options) -> Iterator[Line]:
     batches = [rng.sample(utterances, BATCH) for _ in range(50)]
     # What a first batch allocates besides is no growth.
     table.gather(batches[0])
-    before = _memory()
+    memory = Memory()
     for batch in batches:
         table.gather(batch)
-    grown = (_memory() - before) / 1e6
+    grown = memory.now() / 1e6
     read = len({utterance for batch in batches for utterance in batch})
     total = UTTERANCES * STATISTICS[0] * STATISTICS[1] * 4 / 1e9
     yield Line(

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,6 @@ class Line:
     reached: str
     met: bool | None
     note: str = ""
-
-
-Measure = Callable[[Options], Iterator[Line]]
-"""A part: gives its lines as it gets them."""
 
 
 def side_by_side(

@@ -333,7 +333,7 @@ def measure_memory() -> Iterator[Line]:
         "flat",
         f"{small / MEGABYTE:,.0f} → {large / MEGABYTE:,.0f} MB while dealing, {stays / MEGABYTE:,.0f} MB to stay; the "
         f"manifest itself {manifest / MEGABYTE:,.0f} MB",
-        False,
+        large <= FLAT * small,
         f"{stays / many:.0f} bytes an annotation: its distribution over emotions, and where its utterance's name is",
     )
 

@@ -7,7 +7,8 @@ counts for one share:
 - start-up: before the first run (imports, the check of settings and corpus); in each run the fork, all that comes
   before training or evaluation begins (s3prl's runner, its upstream, corpus, split), and the end of the process;
 - input: reading and resampling recordings, the feature cache, drawing episodes and minibatches, gathering features;
-- upstream: its forward passes, those of feature extraction and those of the runner's silent clip;
+- upstream: its forward passes, those of feature extraction (with the reading that its processes do) and those of the
+  runner's silent clip;
 - inner loop in meta-training: with the outer loss and its backward pass; the same at meta-test: adapting to dev and
   test listeners, the reference's fine-tuning among it, and predicting;
 - SSL-E and Multi-Few: the loss of a minibatch and its backward pass;
@@ -45,6 +46,8 @@ INNER, BACKWARD = "inner loop", "backward"
 TRAINING, EVALUATION = "training", "evaluation"
 
 RULES: tuple[Rule, ...] = (
+    # Waiting for the processes that extract; no other loader has processes.
+    (UPSTREAM, "torch/utils/data/dataloader.py", ("_try_get_data",)),
     (INPUT, "s3prl_metaperser/upstream/cache.py", ()),
     (INPUT, "s3prl_metaperser/upstream/extraction.py", ()),
     (INPUT, "s3prl_metaperser/upstream/features.py", ()),
