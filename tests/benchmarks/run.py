@@ -91,6 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in args.parts:
         if part not in PARTS:
             raise MetaPerSERError(f"part {part!r} is unknown; {suggest(part, PARTS)}")
+    for name, number in (("--threads", args.threads), ("--rounds", args.rounds)):
+        if number < 1:
+            raise MetaPerSERError(f"{name} {number}: expected 1 or more")
+    if args.real_speech is not None and not args.real_speech.is_dir():
+        raise MetaPerSERError(
+            f"--real-speech {args.real_speech}: no such folder; expected recordings in IEMOCAP's layout"
+        )
     results = result_files(args.out)
     options = Options(args.threads, args.rounds, args.real_speech, Path())
     head = machine(options)

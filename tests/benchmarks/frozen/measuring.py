@@ -128,13 +128,17 @@ class Memory:
 
 
 def result_files(out: Path | None) -> list[Path]:
-    """Give the files that ``--out RESULT`` stands for, table and Markdown.
+    """Give the files that ``--out RESULT`` stands for, table and Markdown; their folder is made.
 
     Raises:
-        MetaPerSERError: where one of them is there already.
+        MetaPerSERError: where one of them is there already, or the folder cannot be.
     """
     files = [] if out is None else [out.with_name(out.name + ending) for ending in (".csv", ".md")]
     for path in files:
         if path.exists():
             raise MetaPerSERError(f"--out {out}: {path} is already there; move it away or give another name")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MetaPerSERError(f"--out {out}: its folder cannot be made ({error.strerror})") from None
     return files
