@@ -26,7 +26,8 @@ from s3prl_metaperser.atomic import locked, replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.pooling import PooledClip
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is extracted and how. 2: each batch by one thread."""
 
 
 @dataclass(frozen=True)
