@@ -61,6 +61,7 @@ from s3prl_metaperser.settings import Settings, read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
 from s3prl_metaperser.training import episodes_loss, minibatch_loss
 from s3prl_metaperser.tuning import Tuning
+from s3prl_metaperser.upstream.extraction import wanted_processes
 from s3prl_metaperser.upstream.features import Features
 from s3prl_metaperser.upstream.trainable import PREFIX
 
@@ -90,6 +91,7 @@ class Run:
         self.split = make_split(self.corpus, self.settings.scenario, self.settings.fold, self.settings.data)
         self.system = make_system(self.settings, self.seed, self.split)
         check_arguments(arguments, self.settings, self.system.training)
+        wanted_processes()
         targets = torch.from_numpy(self.split.annotation_targets())
         balanced = self.settings.model.class_balanced
         weights = class_balanced_weights(targets) if balanced else torch.ones(targets.shape[1])

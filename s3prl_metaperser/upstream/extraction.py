@@ -106,7 +106,7 @@ def extract_on_all_cores(
         yield from extract(pooled, paths, lengths)
         return
     if processes is None:
-        processes = min(_wanted_processes(), len(os.sched_getaffinity(0)))
+        processes = min(wanted_processes(), len(os.sched_getaffinity(0)))
     # Compares how padding changes features, which one process does for all.
     plan = _plan(pooled, lengths, None)
     processes = min(processes, len(plan))
@@ -117,7 +117,12 @@ def extract_on_all_cores(
             yield from _in_processes(_Batches(pooled, paths, plan), processes)
 
 
-def _wanted_processes() -> int:
+def wanted_processes() -> int:
+    """Give how many processes extract on a CPU, if there are as many cores.
+
+    Raises:
+        MetaPerSERError: where the environment variable is no number.
+    """
     given = os.environ.get(PROCESSES)
     if given is None:
         return torch.get_num_threads()
