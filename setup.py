@@ -40,6 +40,7 @@ setup(
     package_data={
         "s3prl_metaperser.downstream_configs": ["*.yaml"],
         "s3prl_metaperser.experiments": ["*.jinja"],
+        "s3prl_metaperser.publishing": ["*.jinja"],
     },
     # The ranges in which the stock `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with
     # torchaudio 2.9 or huggingface_hub 1. tensorboardX is what its runner imports without declaring it.

@@ -12,6 +12,7 @@ import pytest
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import figures, report, significance, tables
 from s3prl_metaperser.experiments.table_formats import escape_latex, markdown
+from s3prl_metaperser.publishing.figures import write_figure
 
 METRICS = ["maF1", "miF1", "UA"]
 
@@ -255,7 +256,7 @@ def test_a_figure_is_written_as_the_same_bytes_each_time(tmp_path):
     written = []
     for folder in ("one", "two"):
         figure = figures.systems_figure(tables.summarise(rows), "title", ["All labels"])
-        figures.write_figure(figure, tmp_path / folder, "t")
+        write_figure(figure, tmp_path / folder, "t")
         written.append([(tmp_path / folder / f"t.{ending}").read_bytes() for ending in ("png", "svg")])
     assert written[0] == written[1]
     assert written[0][0].startswith(b"\x89PNG")
@@ -303,7 +304,7 @@ def page(tmp_path):
     everything = pd.concat([*rows, *(results("All labels", [90.0, 90.0], fold=fold) for fold in (1, 2, 3))])
     table = tables.write_tables(everything, tmp_path, "table1", reference=["All labels"])
     comparison = significance.compare(everything, "Ours", ["Other"])
-    figures.write_figure(figures.systems_figure(tables.summarise(everything), "title"), tmp_path, "table1")
+    write_figure(figures.systems_figure(tables.summarise(everything), "title"), tmp_path, "table1")
     chosen = pd.DataFrame({"scenario": ["seen"], "fold": [1], "system": ["Ours"], "setting": ["inner_lr 0.1"]})
     contents = report.Report(
         title="Table 1",

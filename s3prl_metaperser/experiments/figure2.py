@@ -13,11 +13,12 @@ import pandas as pd
 
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.experiment import Experiment, Record, Row
-from s3prl_metaperser.experiments.figures import shots_figure, write_figure
+from s3prl_metaperser.experiments.figures import shots_figure
 from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.table1 import few_name, fine_tuned, has_reference, row_name
 from s3prl_metaperser.experiments.tables import write_tables
+from s3prl_metaperser.publishing.figures import write_figure
 from s3prl_metaperser.settings import Recipe, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES
 

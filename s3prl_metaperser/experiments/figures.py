@@ -1,25 +1,17 @@
-"""Figures of results, as PNG and SVG."""
+"""Figures of results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from s3prl_metaperser.atomic import replacing
 from s3prl_metaperser.experiments.significance import clustered_interval
 from s3prl_metaperser.metrics import METRICS
-
-# Okabe and Ito's colours, told apart by the colour-blind; without their yellow, too pale for lines on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-REFERENCE_COLOUR = "#777777"
-GRID = {"color": "#dddddd", "linewidth": 0.7}
+from s3prl_metaperser.publishing.figures import COLOURS, GRID, MARKERS, REFERENCE_COLOUR
 
 
 def systems_figure(summary: pd.DataFrame, title: str, reference: Sequence[str] = ()) -> Figure:
@@ -122,14 +114,3 @@ def _draw_system(
             linestyle="--" if reference else "-",
             label=system,
         )
-
-
-def write_figure(figure: Figure, out: Path, name: str) -> None:
-    """Write ``NAME.png`` and ``NAME.svg``; the same figure gives the same bytes."""
-    with mpl.rc_context({"svg.hashsalt": name}):
-        for ending, options in (
-            ("png", {"dpi": 200, "metadata": {"Software": None}}),
-            ("svg", {"metadata": {"Date": None, "Creator": None}}),
-        ):
-            with replacing(out / f"{name}.{ending}") as temporary:
-                figure.savefig(temporary, format=ending, **options)

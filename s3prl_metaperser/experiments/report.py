@@ -5,7 +5,6 @@ The file loads nothing: style, figures and the CSV files it offers are inside it
 
 from __future__ import annotations
 
-import base64
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from pandas.api.types import is_float_dtype, is_numeric_dtype
 
 from s3prl_metaperser.atomic import write_text
-from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.experiments.table_formats import MISSING, Table
+from s3prl_metaperser.experiments.table_formats import Table
+from s3prl_metaperser.publishing.pages import page_environment
 
 NAME = "report.html"
 PACKAGES = (
     *("s3prl-metaperser", "s3prl", "torch", "torchaudio", "higher", "transformers", "numpy", "scipy", "scikit-learn"),
     *("pandas", "matplotlib"),
 )
-_MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}
 
 
 @dataclass(frozen=True)
@@ -103,41 +99,12 @@ def write_report(out: Path, report: Report) -> Path:
     Raises:
         MetaPerSERError: when a figure or CSV file is missing or of another kind.
     """
-    environment = Environment(
-        loader=PackageLoader("s3prl_metaperser.experiments", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_uri": _data_uri, "shown": _shown, "is_number": is_numeric_dtype, "flat": _flat}
+    environment = page_environment("s3prl_metaperser.experiments")
+    environment.filters["flat"] = _flat
     environment.tests["table"] = lambda table: isinstance(table, Table)
     path = out / NAME
     write_text(path, environment.get_template("report.html.jinja").render(report=report))
     return path
-
-
-def _data_uri(path: Path) -> str:
-    media = _MEDIA.get(path.suffix)
-    if media is None:
-        raise MetaPerSERError(f"{path} cannot be shown in a report; expected one of {', '.join(_MEDIA)}")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MetaPerSERError(f"{path}, to be shown in a report, cannot be read: {error.strerror}") from None
-    return f"data:{media};base64,{base64.b64encode(content).decode()}"
-
-
-def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give a frame as text: fractions to two places, or to four digits where a column stays below 1."""
-    return pd.DataFrame({name: _shown_column(frame[name]) for name in frame.columns})
-
-
-def _shown_column(column: pd.Series) -> list[str]:
-    if not is_float_dtype(column):
-        return [MISSING if pd.isna(value) else str(value) for value in column]
-    spec = ".2f" if column.abs().max() >= 1 else ".4g"
-    return [MISSING if pd.isna(value) else format(value, spec) for value in column]
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

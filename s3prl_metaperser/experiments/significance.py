@@ -11,8 +11,9 @@ from scipy.stats import wilcoxon
 
 from s3prl_metaperser.atomic import replacing
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.experiments.table_formats import MISSING, Block, Cell, Row, Table, write_formats
+from s3prl_metaperser.experiments.table_formats import Block, Cell, Row, Table, write_formats
 from s3prl_metaperser.metrics import METRICS
+from s3prl_metaperser.publishing.pages import MISSING
 
 PAIR = ["fold", "test_annotator", "episode", "shots"]
 """Columns of results that make two systems' rows a pair: the same support and query sets."""

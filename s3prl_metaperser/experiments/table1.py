@@ -13,11 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from s3prl_metaperser.experiments.experiment import Experiment, Record, Row
-from s3prl_metaperser.experiments.figures import systems_figure, write_figure
+from s3prl_metaperser.experiments.figures import systems_figure
 from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.significance import compare, write_comparison
 from s3prl_metaperser.experiments.tables import summarise, write_tables
+from s3prl_metaperser.publishing.figures import write_figure
 from s3prl_metaperser.settings import Recipe, Scope, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES, coinciding_systems
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 from s3prl_metaperser.atomic import write_text
 
-MISSING = "–"
-"""Stands in a cell that has no value."""
-
 _MARKDOWN = str.maketrans({"\\": r"\\", "|": r"\|", "*": r"\*", "<": r"\<", "\n": " "})
 # A star or bracket that begins a row would be read as an argument of the \\ that ends the row before.
 _LATEX = str.maketrans(

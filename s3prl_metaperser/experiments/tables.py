@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from s3prl_metaperser.atomic import replacing
-from s3prl_metaperser.experiments.table_formats import MISSING, Block, Cell, Row, Table, write_formats
+from s3prl_metaperser.experiments.table_formats import Block, Cell, Row, Table, write_formats
 from s3prl_metaperser.metrics import METRICS
+from s3prl_metaperser.publishing.pages import MISSING
 
 CAPTION = "Adaptation to test listeners, in percent; the best of each column is bold."
 HOW_TO_READ = (
