@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -21,6 +22,8 @@ UPSTREAM = "Upstream"
 TRAINED_UPSTREAM = "in the checkpoint"
 """Stands for the fingerprint of an upstream that was trained, and so is in the checkpoint itself."""
 EXTRA_STATE = "_extra_state"
+LISTENER = "listener"
+"""What a personal checkpoint says that it was trained on."""
 CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS = "contract", "provenance", "training", "upstream_weights"
 RATES_FIELDS = ("scope", "adapts", "left_out", "inner_steps", "lslr")
 """Parts of the contract that only the inner loop's rates depend on."""
@@ -173,7 +176,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     # s3prl keeps its command line in the checkpoint as a Namespace.
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: of a file with optimizer states or a whole upstream, only what is used is ever read.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception:
         # On bytes that are no checkpoint torch's loader raises whatever its parser stumbles over.
         raise MetaPerSERError(

@@ -22,6 +22,9 @@ from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM
 from s3prl_metaperser.datasets import Batch
 from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, nothing_of, own_share
 from s3prl_metaperser.errors import exits_on_bad_input
+from s3prl_metaperser.inference import Inference
+from s3prl_metaperser.metrics import decide
+from s3prl_metaperser.network import Network
 from s3prl_metaperser.run import Run
 from s3prl_metaperser.upstream.binding import catch_upstream_and_featurizer, modules_of_the_calling_runner
 
@@ -52,22 +55,33 @@ class DownstreamExpert(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.run = Run(downstream_expert, upstream_dim, Path(expdir), kwargs)
-        self.run.announce()
-        self.learner = self.run.learner
+        self.network: Network
+        if kwargs["mode"] == "inference":
+            self.network = Inference(downstream_expert, upstream_dim, kwargs)
+        else:
+            self.network = Run(downstream_expert, upstream_dim, Path(expdir), kwargs)
+            self.run.announce()
+        self.learner = self.network.learner
         self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.is_bound = False
         self._before_gradients = Appointment()
         keep_buffers_apart(self)
-        self._initial = self.run.initial_checkpoint()
+        self._initial = self.network.initial_checkpoint()
         if self._initial is not None:
-            self.run.load_initial_weights(self._initial[DOWNSTREAM])
-        modules = modules_of_the_calling_runner() if self.run.is_entire else None
+            self.network.load_initial_weights(self._initial[DOWNSTREAM])
+        modules = modules_of_the_calling_runner() if self.network.is_entire else None
         if modules is not None:
             self._bind(*modules, torch.device(kwargs["device"]))
         else:
             catch_upstream_and_featurizer(self)
+
+    @property
+    def run(self) -> Run:
+        """The run that trains or is judged."""
+        if not isinstance(self.network, Run):
+            raise TypeError("-m inference has no corpus to train or to be judged on")
+        return self.network
 
     @exits_on_bad_input
     def bind(self, upstream: nn.Module, featurizer: nn.Module) -> None:
@@ -89,7 +103,7 @@ class DownstreamExpert(nn.Module):
         for name, module in ((UPSTREAM, upstream), (FEATURIZER, featurizer)):
             if initial.get(name):
                 module.load_state_dict(initial[name])
-        self.run.of_upstream.bind(upstream, featurizer, device)
+        self.network.of_upstream.bind(upstream, featurizer, device)
 
     @exits_on_bad_input
     def get_dataloader(self, split: str, epoch: int = 0) -> DataLoader[Any]:
@@ -183,11 +197,20 @@ class DownstreamExpert(nn.Module):
                 the weighted sum.
             filenames: its name.
         """
-        print(json.dumps({"utterance": filenames[0], **self.run.hear(self._wav)}))
+        if not isinstance(self.network, Inference):
+            raise TypeError("inference is of -m inference")
+        emotions, probabilities = self.network.emotions, self.network.hear([self._wav])[0]
+        decided = decide(probabilities[None])[0]
+        heard = {
+            "utterance": filenames[0],
+            "emotions": [emotion for emotion, is_heard in zip(emotions, decided, strict=True) if is_heard],
+            "probabilities": dict(zip(emotions, probabilities.astype(float).round(8).tolist(), strict=True)),
+        }
+        print(json.dumps(heard))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Give what the weights only make sense with; saved with them."""
-        return self.run.saved_state()
+        return self.network.saved_state()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Accept what :meth:`load_state_dict` has checked."""
@@ -195,4 +218,4 @@ class DownstreamExpert(nn.Module):
     @exits_on_bad_input
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load this run's own kind of weights, or refuse by name those of another upstream or emotion set."""
-        return super().load_state_dict(self.run.fitting(state_dict), strict=strict, assign=assign)
+        return super().load_state_dict(self.network.fitting(state_dict), strict=strict, assign=assign)

@@ -69,7 +69,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         checkpoint = _load_checkpoint(checkpoint_path, "-e")
         config = copy.deepcopy(checkpoint["Config"])
         saved = {key: value for key, value in vars(checkpoint["Args"]).items() if key not in KEPT_ON_RESUME}
-        args = argparse.Namespace(**{**vars(args), **saved})
+        args = argparse.Namespace(**{**vars(args), **saved, "init_ckpt": str(checkpoint_path)})
     else:
         if args.expname is None and args.expdir is None:
             raise MetaPerSERError("no folder for the experiment: give it a name with -n, or a folder with -p")
@@ -89,7 +89,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     _check_config(args, config)
     _check_experiment_folder(args)
     if args.downstream == "metaperser" and sets_run_up:
-        _check_run(args, config, starts_anew=checkpoint_path is None)
+        _check_run(args, config)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")
     return passed_on
@@ -175,7 +175,7 @@ def _load_checkpoint(path: Path, flag: str) -> Config:
             f"{flag} {path}: not readable as a checkpoint ({path.stat().st_size} bytes); it may be cut off, or be "
             "something else"
         ) from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("Args"), argparse.Namespace):
+    if not isinstance(checkpoint, dict) or not hasattr(checkpoint.get("Args"), "upstream"):
         raise MetaPerSERError(f"{flag} {path}: not a checkpoint of s3prl's runner, which holds Args and Config")
     if not isinstance(checkpoint.get("Config"), dict):
         raise MetaPerSERError(f"{flag} {path}: its Config is missing; expected a checkpoint of s3prl's runner")
@@ -278,14 +278,16 @@ def _check_initial_checkpoint(args: argparse.Namespace) -> None:
         raise MetaPerSERError(f"-i {path}: made with -u {made_with}, but this run has -u {args.upstream}; use the same")
 
 
-def _check_run(args: argparse.Namespace, config: Config, starts_anew: bool) -> None:
+def _check_run(args: argparse.Namespace, config: Config) -> None:
     """Set the run up as the expert will, all but the upstream: settings, corpus, split, episodes, ``init_from``."""
+    from s3prl_metaperser.inference import Inference
     from s3prl_metaperser.run import Run
 
-    folder = Path(args.expdir or f"result/downstream/{args.expname}")
-    run = Run(config.get("downstream_expert"), 1, folder, {**config, **vars(args)})
-    if starts_anew:
-        run.initial_checkpoint()
+    section, given = config.get("downstream_expert"), {**config, **vars(args)}
+    if args.mode == "inference":
+        Inference(section, 1, given).initial_checkpoint()
+        return
+    Run(section, 1, Path(args.expdir or f"result/downstream/{args.expname}"), given).initial_checkpoint()
 
 
 def _check_device(device: str) -> None:

@@ -21,13 +21,9 @@ from s3prl_metaperser.adaptation.rates import LSLR
 from s3prl_metaperser.checkpoints import (
     CONTRACT,
     PROVENANCE,
-    TRAINED_UPSTREAM,
     TRAINING,
     UPSTREAM_WEIGHTS,
-    Contract,
     Provenance,
-    extra_state,
-    read_checkpoint,
 )
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.datasets import (
@@ -49,26 +45,21 @@ from s3prl_metaperser.episodes import (
 )
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.expressed import estimate_expressed
-from s3prl_metaperser.learner import Learner
-from s3prl_metaperser.metrics import METRICS, decide
+from s3prl_metaperser.metrics import METRICS
 from s3prl_metaperser.model import ListenerModel
+from s3prl_metaperser.network import Network
 from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
-from s3prl_metaperser.run_arguments import check_arguments
-from s3prl_metaperser.run_features import NOT_BOUND, RunFeatures
-from s3prl_metaperser.settings import Settings, read_settings
+from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
 from s3prl_metaperser.training import episodes_loss, minibatch_loss
 from s3prl_metaperser.tuning import Tuning
-from s3prl_metaperser.upstream.extraction import wanted_processes
 from s3prl_metaperser.upstream.features import Features
 from s3prl_metaperser.upstream.trainable import PREFIX
 
-RATES_PREFIX = "learner.rates."
 
-
-class Run:
+class Run(Network):
     """A run, from its config.
 
     Args:
@@ -84,42 +75,18 @@ class Run:
     def __init__(
         self, section: Mapping[str, Any] | None, upstream_dim: int, folder: Path, arguments: Mapping[str, Any]
     ) -> None:
-        self.settings = read_settings(section, arguments.get("downstream_variant"))
-        self.arguments = arguments
+        settings = read_settings(section, arguments.get("downstream_variant"))
         self.seed = int(arguments["seed"])
-        self.corpus = load_corpus(Path(self.settings.corpus))
-        self.split = make_split(self.corpus, self.settings.scenario, self.settings.fold, self.settings.data)
-        self.system = make_system(self.settings, self.seed, self.split)
-        check_arguments(arguments, self.settings, self.system.training)
-        wanted_processes()
+        self.corpus = load_corpus(Path(settings.corpus))
+        self.split = make_split(self.corpus, settings.scenario, settings.fold, settings.data)
+        self.system = make_system(settings, self.seed, self.split)
         targets = torch.from_numpy(self.split.annotation_targets())
-        balanced = self.settings.model.class_balanced
+        balanced = settings.model.class_balanced
         weights = class_balanced_weights(targets) if balanced else torch.ones(targets.shape[1])
         heads = [task.annotator for task in self.split.train] if self.system.training == "annotators" else []
-        self.learner = Learner(self.settings, upstream_dim, weights, len(heads))
-        self.report = Report(folder, self.settings, arguments["upstream"], self.corpus.emotions)
-        self.contract = Contract(
-            emotions=list(self.corpus.emotions),
-            upstream=arguments["upstream"],
-            upstream_dim=upstream_dim,
-            feature_selection=arguments.get("upstream_feature_selection", "hidden_states"),
-            layer_selection=arguments.get("upstream_layer_selection"),
-            normalize=bool(arguments.get("upstream_feature_normalize")),
-            pooling=self.settings.model.pooling,
-            projector_dim=self.settings.model.projector_dim,
-            standardize=self.settings.model.standardize,
-            activation=self.settings.model.activation,
-            naming=self.settings.model.naming,
-            class_balanced=balanced,
-            scope=self.settings.scope,
-            adapts=self.settings.meta.adapts,
-            left_out=_left_out(self.settings),
-            inner_steps=self.settings.meta.inner_steps,
-            lslr=self.settings.meta.lslr,
-            heads=heads,
-        )
+        super().__init__(settings, arguments, upstream_dim, self.corpus.emotions, weights, heads)
+        self.report = Report(folder, settings, arguments["upstream"], self.corpus.emotions)
         self.provenance = Provenance.of(self.corpus, self.split)
-        self.of_upstream = RunFeatures(self.settings, self.corpus, arguments, self.learner)
         self._episodes: dict[str, list[Episode]] = {}
         self._is_tuned = False
         self._tuning: Tuning | None = None
@@ -133,7 +100,7 @@ class Run:
         model = self.learner.model
         if self.arguments["mode"] != "train" or not isinstance(model, ListenerModel) or model.naming is None:
             return
-        learns = self.system.training == "aggregated" and self.settings.ssl.targets == "expressed"
+        learns = self.training == "aggregated" and self.settings.ssl.targets == "expressed"
         if learns or self.settings.init_from is None:
             expressed = estimate_expressed(self.split.annotations())
             model.naming.teach(torch.from_numpy(expressed.naming))
@@ -175,87 +142,24 @@ class Run:
 
     # Checkpoints
 
-    def initial_checkpoint(self) -> dict[str, Any] | None:
-        """Read the checkpoint of ``init_from``, unless s3prl itself loads one (``-e``, ``-i``)."""
-        if self.arguments.get("init_ckpt") or self.system.training == "nothing":
-            return None
-        if self.arguments["mode"] != "train":
-            raise MetaPerSERError(
-                f"-m {self.arguments['mode']} of system {self.settings.system!r} needs a trained checkpoint; "
-                "give -e CHECKPOINT"
-            )
-        return None if self.settings.init_from is None else read_checkpoint(Path(self.settings.init_from))
-
-    def load_initial_weights(self, state: Mapping[str, Any]) -> None:
-        """Take model and standardisation, and nothing else, from a checkpoint's downstream state."""
-        source = f"checkpoint {self.settings.init_from}"
-        trained = self._accept(state, source, with_rates=False)[TRAINING]
-        if trained == "annotators" and self.system.training != "annotators":
-            raise MetaPerSERError(
-                f"{source} has a head for each annotator and no classifier to start from; use one of SSL-E"
-            )
-        kept = ("model.", "standardization.")
-        own = {name.removeprefix("learner."): tensor for name, tensor in state.items() if name.startswith("learner.")}
-        self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
-
     def saved_state(self) -> dict[str, Any]:
         """Describe the weights, for the checkpoint."""
         return {
             CONTRACT: asdict(self.contract),
             PROVENANCE: asdict(self.provenance),
-            TRAINING: self.system.training,
+            TRAINING: self.training,
             UPSTREAM_WEIGHTS: self.of_upstream.upstream_weights,
         }
 
-    def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
-        extra = extra_state(state, source)
-        with_heads = self.system.training == extra[TRAINING] == "annotators"
-        self.contract.check(extra[CONTRACT], source, with_rates, with_heads)
-        if self.arguments["mode"] != "inference":
-            self.provenance.check(extra[PROVENANCE], self.split.test, source)
-        self.of_upstream.expect_weights(extra[UPSTREAM_WEIGHTS], source)
-        if (
-            extra[UPSTREAM_WEIGHTS] == TRAINED_UPSTREAM
-            and self.arguments["mode"] == "train"
-            and self.settings.scope != "entire"
-        ):
-            raise MetaPerSERError(
-                f"{source} has a fine-tuned upstream, which scope {self.settings.scope!r} would not keep in its own "
-                "checkpoints; set downstream_expert.scope: entire and give -f, or use one trained without -f"
-            )
-        return extra
-
-    def fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a checkpoint's downstream state against this run, and leave out what this system does not use.
-
-        Raises:
-            MetaPerSERError: when it belongs to another upstream, emotion set or model, or lacks this system's weights.
-        """
-        source = f"checkpoint {self.arguments.get('init_ckpt')}"
-        trained = self._accept(state, source, with_rates=self.system.training == "episodes")[TRAINING]
-        if self.system.training not in (trained, "nothing"):
-            raise MetaPerSERError(
-                f"{source} was trained on {trained}, but system {self.settings.system!r} needs one trained on "
-                f"{self.system.training}; to start from its weights use downstream_expert.init_from"
-            )
-        if self.learner.needs_upstream and self.learner.rates is None and self.system.training == "episodes":
-            raise MetaPerSERError(f"{source} cannot be loaded before the upstream is known: {NOT_BOUND}")
-        if self.system.training == "nothing" and trained == "annotators":
-            raise MetaPerSERError(f"{source} is Multi-Few's, whose heads fit no other system; leave -e and -i out")
-        own_rates = self.learner.rates is not None
-        return {name: value for name, value in state.items() if own_rates or not name.startswith(RATES_PREFIX)}
+    def _check_provenance(self, found: Mapping[str, Any], source: str) -> None:
+        self.provenance.check(found, self.split.test, source)
 
     # Features
 
     @property
-    def is_entire(self) -> bool:
-        """Whether the upstream is trained and adapted too."""
-        return self.settings.scope == "entire"
-
-    @property
     def features(self) -> Features:
         """The utterances' standardised statistics; the first call extracts what no run has extracted yet."""
-        return self.of_upstream.prepared(self.split.aggregated.utterances)
+        return self.of_upstream.prepared(self.corpus, self.split.aggregated.utterances)
 
     # Training
 
@@ -271,7 +175,7 @@ class Run:
             # was changed on resuming or a batch was skipped for memory, and is not kept on other ranks.
             last = max(last, batches_seen + int(self.arguments["runner"]["gradient_accumulate_steps"]))
         given = self.split, self.settings, self.seed, batches_seen, last, share
-        match self.system.training:
+        match self.training:
             case "aggregated":
                 return loader(AggregatedBatches(*given))
             case "annotators":
@@ -362,18 +266,6 @@ class Run:
         if len(prediction.support_losses):
             records["support_losses"].append((len(batch), prediction.support_losses))
 
-    def hear(self, wav: Tensor) -> dict[str, Any]:
-        """Give the shared model's decisions and probabilities for one (samples,) waveform."""
-        pooled = self.of_upstream.pooled
-        statistics = pooled([wav])[0].statistics.unsqueeze(0).to(pooled.device)
-        standardised = self.learner.standardization(statistics).unsqueeze(0)
-        probabilities = self.learner.probabilities(standardised)[0].cpu().numpy()
-        chosen = decide(probabilities)[0]
-        return {
-            "emotions": [emotion for emotion, one in zip(self.corpus.emotions, chosen, strict=True) if one],
-            "probabilities": dict(zip(self.corpus.emotions, probabilities[0].round(6).tolist(), strict=True)),
-        }
-
     def log_evaluation(
         self, split: str, records: dict[str, list[Any]], logger: Any, global_step: int, best: float
     ) -> float | None:
@@ -418,13 +310,6 @@ class Run:
             line += f"  → {path}"
         tqdm.write(line)
         return dev_score
-
-
-def _left_out(settings: Settings) -> list[str]:
-    if settings.scope != "entire":
-        return []
-    entire = settings.entire
-    return [*(["the convolutional front end"] if entire.frozen is None else entire.frozen), *entire.not_adapted]
 
 
 def _some(names: Any, most: int = 8) -> list[str]:

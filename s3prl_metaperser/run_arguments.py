@@ -35,6 +35,8 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
         )
     if arguments["mode"] == "train" and training == "nothing":
         raise MetaPerSERError("system 'random' has nothing to train; use -m evaluate")
+    if arguments["mode"] == "train" and training == "listener":
+        raise MetaPerSERError("system 'personal' is trained by `metaperser adapt`, not by -m train")
     if arguments["mode"] == "inference" and training == "annotators":
         raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
     runner = arguments["runner"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s3prl_metaperser.checkpoints import TRAINED_UPSTREAM
 from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.datasets import SILENT_SAMPLES
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.fingerprint import fingerprint
 from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.model import Moments
 from s3prl_metaperser.settings import Settings
@@ -22,7 +24,6 @@ from s3prl_metaperser.upstream.cache import (
     FileHashes,
     UpstreamIdentity,
     default_cache,
-    weights_fingerprint,
 )
 from s3prl_metaperser.upstream.features import (
     Features,
@@ -46,21 +47,22 @@ class RunFeatures:
 
     Args:
         settings: of the run.
-        corpus: whose utterances they are.
         arguments: s3prl's command line.
         learner: is told of the upstream, and of the features' scale.
+
+    Attributes:
+        trainable: in scope ``entire``, once the upstream is known, what of it adapts.
     """
 
-    def __init__(self, settings: Settings, corpus: Corpus, arguments: Mapping[str, Any], learner: Learner) -> None:
+    def __init__(self, settings: Settings, arguments: Mapping[str, Any], learner: Learner) -> None:
         self.settings = settings
-        self.corpus = corpus
         self.arguments = arguments
         self.learner = learner
         self._own_weights = ""
         self._expected_weights: tuple[str, str] | None = None
         self._features: Features | None = None
         self._pooled: PooledUpstream | None = None
-        self._trainable: TrainableUpstream | None = None
+        self.trainable: TrainableUpstream | None = None
 
     @property
     def pooled(self) -> PooledUpstream:
@@ -82,11 +84,11 @@ class RunFeatures:
         weights = getattr(featurizer, "weights", None) if pooled.layers > 1 else None
         self.learner.bind_layer_weights(weights, pooled.layers)
         self._pooled = pooled
-        self._own_weights = weights_fingerprint(upstream)
+        self._own_weights = fingerprint(upstream.state_dict())
         self._check_weights()
         if self.settings.scope == "entire":
-            self._trainable = TrainableUpstream(pooled, self.settings.entire)
-            self.learner.bind_upstream(list(self._trainable.adapted))
+            self.trainable = TrainableUpstream(pooled, self.settings.entire)
+            self.learner.bind_upstream(list(self.trainable.adapted))
         else:
             recall_silence(upstream, SILENT_SAMPLES)
 
@@ -107,28 +109,58 @@ class RunFeatures:
         if expected not in (self._own_weights, TRAINED_UPSTREAM):
             raise MetaPerSERError(f"{source} was trained on an upstream of other weights; give the same -k as then")
 
-    def prepared(self, training_utterances: Sequence[str]) -> Features:
-        """Give the utterances' standardised statistics; the first call extracts what no run has extracted yet.
+    def prepared(self, corpus: Corpus, training_utterances: Sequence[str]) -> Features:
+        """Give a corpus's standardised statistics; the first call extracts what no run has extracted yet.
 
         Args:
+            corpus: whose utterances they are.
             training_utterances: ids of those that the features' scale is taken from.
         """
         if self._features is None:
-            self._features = self._prepare(self.pooled, training_utterances)
+            features = self._of(corpus.audio_paths(), corpus.root)
+            if self.trainable is None:
+                self._look_at(features, self.pooled, training_utterances)
+            elif self._expected_weights is None and self.arguments["mode"] == "train":
+                # A checkpoint's features were looked at when its training began.
+                as_given = self._frozen(corpus.audio_paths(), corpus.root, self._held)
+                self._look_at(as_given, self._held, training_utterances)
+            self._features = self._standardised(features)
         return self._features
 
-    def _prepare(self, pooled: PooledUpstream, training_utterances: Sequence[str]) -> Features:
-        if self._trainable is None:
-            features = self._frozen(pooled)
-            self._look_at(features, pooled, training_utterances)
-        else:
-            features = TrainableFeatures(self._trainable, self.corpus.audio_paths(), pooled.device)
-            if self._expected_weights is None and self.arguments["mode"] == "train":
-                # A checkpoint's features were looked at when its training began.
-                as_given = PooledUpstream(
-                    pooled.upstream, pooled.featurizer, pooled.pooling, pooled.device, name=pooled.name
-                )
-                self._look_at(self._frozen(as_given), as_given, training_utterances)
+    def of_recordings(self, audio: Mapping[str, Path], root: Path, progress: bool = True) -> Features:
+        """Give standardised statistics of any recordings, on the scale that a checkpoint has brought.
+
+        Args:
+            audio: name → file; those that the upstream has not met yet go through it now.
+            root: a folder that they lie in, whose files' hashes are remembered together.
+            progress: whether to show how far the upstream is.
+        """
+        return self._standardised(self._of(audio, root, progress))
+
+    def as_the_upstream_is(self, audio: Mapping[str, Path], root: Path, progress: bool = True) -> Features:
+        """Give what :meth:`of_recordings` gives, in scope ``entire`` too without a way to adapt the upstream."""
+        return self._standardised(self._frozen(audio, root, self._held, progress))
+
+    def of_waveforms(self, wavs: Mapping[str, Tensor]) -> Features:
+        """Give features of (samples,) waveforms at 16 kHz, in scope ``entire``."""
+        if self.trainable is None:
+            raise TypeError("a frozen upstream's features are made by pooling, not kept as waveforms")
+        return self._standardised(TrainableFeatures(self.trainable, {}, self.pooled.device, wavs))
+
+    def _of(self, audio: Mapping[str, Path], root: Path, progress: bool = True) -> Features:
+        if self.trainable is None:
+            return self._frozen(audio, root, self.pooled, progress)
+        return TrainableFeatures(self.trainable, audio, self.pooled.device)
+
+    @cached_property
+    def _held(self) -> PooledUpstream:
+        """The upstream as it stands, in float32: what its features are kept by."""
+        own = self.pooled
+        if self.trainable is None:
+            return own
+        return PooledUpstream(own.upstream, own.featurizer, own.pooling, own.device, name=own.name)
+
+    def _standardised(self, features: Features) -> Features:
         if self.settings.model.standardize:
             features.transform(self.learner.standardization)
         return features
@@ -141,15 +173,19 @@ class RunFeatures:
         if self.settings.model.standardize and not self.learner.standardization.fitted:
             self.learner.fit_standardization(moments)
 
-    def _frozen(self, pooled: PooledUpstream) -> Features:
+    def _frozen(self, audio: Mapping[str, Path], root: Path, pooled: PooledUpstream, progress: bool = True) -> Features:
         """Give features of the upstream as it is now."""
-        audio = self.corpus.audio_paths()
         if self.settings.feature_cache == "off":
             return LiveFeatures(pooled, audio, pooled.device)
-        chosen = self.settings.feature_cache
-        root = default_cache() if chosen == "auto" else Path(chosen).expanduser()
-        cache = FeatureCache(root, self._identity(pooled, root))
-        return cached_features(cache, FileHashes(root, self.corpus.root), pooled, audio, pooled.device)
+        place = self._cache_folder()
+        cache = FeatureCache(place, self._identity(pooled, place))
+        return cached_features(cache, FileHashes(place, root), pooled, audio, pooled.device, progress=progress)
+
+    def _cache_folder(self) -> Path:
+        chosen = Path(self.settings.feature_cache).expanduser()
+        # Whoever only listens may be on another machine than the one whose folder the training's config names.
+        elsewhere = self.arguments["mode"] == "inference" and not chosen.is_dir()
+        return default_cache() if self.settings.feature_cache == "auto" or elsewhere else chosen
 
     def _identity(self, pooled: PooledUpstream, cache: Path) -> UpstreamIdentity:
         featurizer = pooled.featurizer

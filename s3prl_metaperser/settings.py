@@ -16,7 +16,15 @@ from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.recipes import with_recipe
 
 SystemName = Literal[
-    "random", "linear_few", "entire_few", "entire_zero", "multi_few", "entire_sim", "meta_perser", "reference"
+    "random",
+    "linear_few",
+    "entire_few",
+    "entire_zero",
+    "multi_few",
+    "entire_sim",
+    "meta_perser",
+    "reference",
+    "personal",
 ]
 Scenario = Literal["seen", "unseen"]
 Scope = Literal["head", "linear", "entire"]
@@ -192,7 +200,7 @@ class Settings:
     """Presets other keys (``recipes.py``); what the config gives itself wins over it."""
     system: SystemName = "meta_perser"
     """The row of Table 1 (paper section 2.4), or ``reference`` beside it; linear_few, entire_few, entire_zero,
-    entire_sim and reference all train SSL-E."""
+    entire_sim and reference all train SSL-E. ``personal`` is one listener's model, as ``metaperser adapt`` makes it."""
     scenario: Scenario = "seen"
     fold: PositiveInt = 1
     """Which external annotator (or group) is the test; ``-v fold3`` on the command line wins."""

@@ -26,9 +26,9 @@ from s3prl_metaperser.tuning import Candidate, Rate, Tuning, tune
 from s3prl_metaperser.upstream.features import Features, TrainableFeatures
 from s3prl_metaperser.whole_network import WholeNetwork, adapt_and_predict
 
-Training = Literal["nothing", "aggregated", "annotators", "episodes"]
+Training = Literal["nothing", "aggregated", "annotators", "episodes", "listener"]
 """What a system's initialisation is trained on: not at all, SSL-E's aggregated labels, each annotator's labels under a
-head of its own, or meta-training episodes."""
+head of its own, meta-training episodes, or one listener's labels besides."""
 
 DISPLAY_NAMES: dict[SystemName, str] = {
     "random": "Random",
@@ -39,8 +39,9 @@ DISPLAY_NAMES: dict[SystemName, str] = {
     "entire_sim": "Entire-Sim.",
     "meta_perser": "Meta-PerSER",
     "reference": "Reference (all labels)",
+    "personal": "Personal model",
 }
-"""Names in the order of Table 1, as in the column ``system`` of results; the last is no contender."""
+"""Names in the order of Table 1, as in the column ``system`` of results; the last two are no contenders."""
 
 _COINCIDE: dict[Scope, dict[SystemName, SystemName]] = {
     "head": {"linear_few": "entire_few"},
@@ -126,15 +127,25 @@ class Random(System):
         return Prediction(exponentials / exponentials.sum(axis=-1, keepdims=True), np.empty(0))
 
 
-class EntireZero(System):
-    """SSL-E as it is, without adaptation."""
-
-    training: Training = "aggregated"
+class Unadapted(System):
+    """A model as it is."""
 
     def predict(self, learner: Learner, features: Features, episodes: Sequence[Episode]) -> Prediction:
         """See :class:`System`."""
         query = _queries(learner, features, episodes)
         return Prediction(learner.probabilities(query.statistics).cpu().numpy(), np.empty(0))
+
+
+class EntireZero(Unadapted):
+    """SSL-E as it is, without adaptation."""
+
+    training: Training = "aggregated"
+
+
+class Personal(Unadapted):
+    """One listener's model, which has been adapted to that listener's labels, on other listeners as it is."""
+
+    training: Training = "listener"
 
 
 class EntireSim(System):
@@ -341,6 +352,20 @@ def _of_clips(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
     yield part
 
 
+TRAINED_ON: dict[SystemName, Training] = {
+    "random": Random.training,
+    "linear_few": LinearFew.training,
+    "entire_few": EntireFew.training,
+    "entire_zero": EntireZero.training,
+    "multi_few": MultiFew.training,
+    "entire_sim": EntireSim.training,
+    "meta_perser": MetaPerSER.training,
+    "reference": Reference.training,
+    "personal": Personal.training,
+}
+"""System → what its initialisation is trained on."""
+
+
 def make_system(settings: Settings, seed: int, split: Split) -> System:
     """Make the system that the settings name.
 
@@ -367,3 +392,5 @@ def make_system(settings: Settings, seed: int, split: Split) -> System:
             return MetaPerSER(*adaptation)
         case "reference":
             return Reference(settings.reference, settings.select_by, split.listeners)
+        case "personal":
+            return Personal()

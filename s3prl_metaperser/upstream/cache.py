@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from s3prl_metaperser.atomic import locked, replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
@@ -60,15 +60,6 @@ class UpstreamIdentity:
     def key(self) -> str:
         """A short name that differs where anything differs."""
         return hashlib.sha256(json.dumps([FORMAT, asdict(self)], sort_keys=True).encode()).hexdigest()[:20]
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """Hash a module's parameters and buffers: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def default_cache() -> Path:

@@ -206,12 +206,19 @@ class TrainableFeatures(LiveFeatures):
         upstream: the runner's.
         audio: utterance → file.
         device: where the learner is.
+        wavs: utterance → (samples,) waveform at 16 kHz, of those that are no files.
     """
 
-    def __init__(self, upstream: TrainableUpstream, audio: Mapping[str, Path], device: torch.device) -> None:
+    def __init__(
+        self,
+        upstream: TrainableUpstream,
+        audio: Mapping[str, Path],
+        device: torch.device,
+        wavs: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(upstream.pooled, audio, device, upstream.chunk_seconds)
         self.upstream = upstream
-        self._waveforms = Waveforms(audio)
+        self._waveforms = Waveforms(audio if wavs is None else wavs)
 
     def gather(self, utterances: Sequence[str], dropout_seed: int | None = None) -> Tensor:
         """See :class:`Features`.
@@ -236,9 +243,10 @@ class TrainableFeatures(LiveFeatures):
         wavs = self._waveforms.of(utterances)
         for utterance, wav in zip(utterances, wavs, strict=True):
             if len(wav) < SHORTEST_SAMPLES:
+                source = self._audio.get(utterance, utterance)
                 raise MetaPerSERError(
-                    f"audio file {self._audio[utterance]}: {len(wav)} samples at 16 kHz are too short for a "
-                    f"speech model; expected at least {SHORTEST_SAMPLES}"
+                    f"audio file {source}: {len(wav)} samples at 16 kHz are too short for a speech model; expected at "
+                    f"least {SHORTEST_SAMPLES}"
                 )
         return wavs
 
@@ -250,6 +258,7 @@ def cached_features(
     audio: Mapping[str, Path],
     device: torch.device,
     most_bytes: int = MOST_BYTES,
+    progress: bool = True,
 ) -> FeatureTable:
     """Load utterances' statistics, extracting first what no run has extracted yet.
 
@@ -261,6 +270,7 @@ def cached_features(
             depend on which fold or scenario came first.
         device: where the learner is.
         most_bytes: of the corpus's statistics, above which they are not kept in memory.
+        progress: whether to show how far extraction is.
 
     Returns:
         The table of all utterances.
@@ -276,12 +286,12 @@ def cached_features(
                 for utterance, content in zip(utterances, contents, strict=True)
                 if content not in cache
             }
-            _fill(cache, pooled, missing)
+            _fill(cache, pooled, missing, progress)
     statistics, deviations = cache.stored(contents)
     return FeatureTable(utterances, statistics, deviations, device, keeps=statistics.nbytes <= most_bytes)
 
 
-def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path]) -> None:
+def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path], progress: bool) -> None:
     contents, paths = list(missing), list(missing.values())
     lengths = lengths_of(paths)
     shard: dict[str, PooledClip] = {}
@@ -289,11 +299,11 @@ def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path])
     total = sum(lengths) / SAMPLE_RATE
     with (
         closing(extract_on_all_cores(pooled, paths, lengths)) as batches,
-        tqdm(total=total, desc="features", unit="s", bar_format=shown, dynamic_ncols=True) as progress,
+        tqdm(total=total, desc="features", unit="s", bar_format=shown, dynamic_ncols=True, disable=not progress) as bar,
     ):
         for batch in batches:
             shard |= {contents[index]: clip for index, clip in batch.items()}
-            progress.update(sum(lengths[index] for index in batch) / SAMPLE_RATE)
+            bar.update(sum(lengths[index] for index in batch) / SAMPLE_RATE)
             if len(shard) >= SHARD_CLIPS:
                 cache.add(shard)
                 shard = {}

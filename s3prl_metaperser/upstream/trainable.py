@@ -73,7 +73,7 @@ class TrainableUpstream:
             for hook in module._forward_pre_hooks.values()
             if isinstance(hook, WeightNorm)
         ]
-        self._aliases = _aliases(pooled.upstream)
+        self.aliases = _aliases(pooled.upstream)
         self._is_recurrent = any(isinstance(module, nn.RNNBase) for module in pooled.upstream.modules())
         self._is_own_pass = False
         self._runners_pass = ExitStack()
@@ -212,7 +212,7 @@ class TrainableUpstream:
 
     def _pooled(self, wavs: list[Tensor], params: dict[str, Tensor]) -> Tensor:
         own = {name.removeprefix(PREFIX): tensor for name, tensor in params.items() if name.startswith(PREFIX)}
-        swapped = {alias: tensor for name, tensor in own.items() for alias in self._aliases[name]}
+        swapped = {alias: tensor for name, tensor in own.items() for alias in self.aliases[name]}
 
         def forward(given: list[Tensor]) -> Any:
             return functional_call(self.pooled.upstream, swapped, (given,), tie_weights=False)

@@ -18,11 +18,11 @@ class Waveforms:
     """Utterances' waveforms; those used last stay in memory.
 
     Args:
-        audio: utterance → file.
+        audio: utterance → file, or its (samples,) waveform at 16 kHz.
         most_bytes: memory that they may take.
     """
 
-    def __init__(self, audio: Mapping[str, Path], most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, audio: Mapping[str, Path] | Mapping[str, Tensor], most_bytes: int = MOST_BYTES) -> None:
         self._audio = audio
         self._most_bytes = most_bytes
         self._bytes = 0
@@ -39,7 +39,8 @@ class Waveforms:
     def _one(self, utterance: str) -> Tensor:
         wav = self._recent.pop(utterance, None)
         if wav is None:
-            wav = read_audio(self._audio[utterance])
+            recording = self._audio[utterance]
+            wav = recording if isinstance(recording, Tensor) else read_audio(recording)
             self._bytes += wav.nbytes
         self._recent[utterance] = wav
         while self._bytes > self._most_bytes and len(self._recent) > 1:
