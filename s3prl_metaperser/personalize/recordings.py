@@ -1,0 +1,83 @@
+"""Which recordings a user means: files, folders, patterns, and paths on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from s3prl_metaperser.errors import MetaPerSERError
+
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"})
+"""What libsndfile reads of what people keep speech in."""
+STANDARD_INPUT = "-"
+
+
+def find_recordings(root: Path) -> tuple[str, ...]:
+    """List the recordings below a folder.
+
+    Args:
+        root: the folder. A link to a file in it counts, one that leads out of it does not; linked folders are left out.
+
+    Returns:
+        Their paths relative to the root, with forward slashes, sorted; without hidden files, which macOS adds.
+
+    Raises:
+        MetaPerSERError: when there is no such folder, or no recording in it.
+    """
+    if not root.is_dir():
+        raise MetaPerSERError(f"{root}: no such folder; expected one with recordings")
+    inside = root.resolve()
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            path = Path(folder, name)
+            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            if path.resolve().is_relative_to(inside) and path.is_file():
+                found.append(path.relative_to(root).as_posix())
+    if not found:
+        endings = ", ".join(sorted(SUFFIXES))
+        raise MetaPerSERError(f"{root}: holds no recording; expected files that end in {endings}")
+    return tuple(sorted(found))
+
+
+def named_recordings(given: Iterable[str], standard_input: Iterable[str]) -> list[Path]:
+    """Find the recordings that a command line names, each once, in its order.
+
+    Args:
+        given: files, folders (all recordings below), patterns such as ``'clips/*.wav'``, and ``-``.
+        standard_input: lines with a path each, read for ``-``.
+
+    Raises:
+        MetaPerSERError: for a name that is none of these, and when nothing is named at all.
+    """
+    paths = list(dict.fromkeys(path for name in given for path in _named(name, standard_input)))
+    if not paths:
+        raise MetaPerSERError("no recording is named; give files, folders, patterns, or - to read paths from a pipe")
+    return paths
+
+
+def _named(name: str, standard_input: Iterable[str]) -> Iterator[Path]:
+    path = Path(name)
+    if name == STANDARD_INPUT:
+        for line in standard_input:
+            if line.strip():
+                yield from _named_file(Path(line.strip()), "standard input")
+    elif path.is_dir():
+        yield from (path / below for below in find_recordings(path))
+    elif not path.exists() and glob.has_magic(name):
+        matching = [Path(found) for found in sorted(glob.glob(name, recursive=True)) if Path(found).is_file()]
+        if not matching:
+            raise MetaPerSERError(f"{name}: no file fits the pattern")
+        yield from matching
+    else:
+        yield from _named_file(path, "the command line")
+
+
+def _named_file(path: Path, source: str) -> Iterator[Path]:
+    if not path.is_file():
+        raise MetaPerSERError(f"{path}: no such recording, named on {source}; expected a file, a folder or a pattern")
+    yield path
