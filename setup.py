@@ -31,9 +31,11 @@ setup(
     packages=[
         *find_packages(include=["s3prl_metaperser", "s3prl_metaperser.*"]),
         "s3prl.downstream.metaperser",
+        "metaperser",
         "s3prl_metaperser.downstream_configs",
     ],
     package_dir={
+        "metaperser": "s3prl_metaperser/metaperser_api",
         "s3prl.downstream.metaperser": "s3prl_metaperser/s3prl_downstream",
         "s3prl_metaperser.downstream_configs": "downstream_configs",
     },
@@ -41,6 +43,7 @@ setup(
         "s3prl_metaperser.downstream_configs": ["*.yaml"],
         "s3prl_metaperser.experiments": ["*.jinja"],
         "s3prl_metaperser.publishing": ["*.jinja"],
+        "s3prl_metaperser.portrait": ["*.jinja"],
     },
     # The ranges in which the stock `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with
     # torchaudio 2.9 or huggingface_hub 1. tensorboardX is what its runner imports without declaring it.
