@@ -97,6 +97,13 @@ class Contract:
                 )
 
 
+def corpus_identity(corpus: Corpus) -> str:
+    """Give what a checkpoint knows a corpus by: its name and a hash of its utterances' names."""
+    utterances = sorted(str(name) for name in corpus.annotations["utterance"].unique())
+    digest = hashlib.sha256("\n".join(utterances).encode()).hexdigest()[:16]
+    return f"{corpus.name} {digest}"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Whose labels and which recordings a checkpoint has seen; saved with it, so that no later run is judged on them.
@@ -114,10 +121,8 @@ class Provenance:
     @classmethod
     def of(cls, corpus: Corpus, split: Split) -> Provenance:
         """Describe what training on a split sees."""
-        utterances = sorted(str(name) for name in corpus.annotations["utterance"].unique())
-        digest = hashlib.sha256("\n".join(utterances).encode()).hexdigest()[:16]
         annotators = sorted({task.annotator for task in (*split.train, *split.dev)})
-        return cls(f"{corpus.name} {digest}", annotators, sorted(split.kept_sessions))
+        return cls(corpus_identity(corpus), annotators, sorted(split.kept_sessions))
 
     def check(self, found: Mapping[str, Any], test: Sequence[Task], source: str) -> None:
         """Refuse a checkpoint that has seen what this run (``self``) is judged on.
