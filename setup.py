@@ -41,6 +41,7 @@ setup(
     },
     package_data={
         "s3prl_metaperser.downstream_configs": ["*.yaml"],
+        "s3prl_metaperser.calibration": ["page/*.jinja", "page/files/*"],
         "s3prl_metaperser.experiments": ["*.jinja"],
         "s3prl_metaperser.publishing": ["*.jinja"],
         "s3prl_metaperser.portrait": ["*.jinja"],
@@ -65,14 +66,18 @@ setup(
         "scikit-learn>=1.4,<2",
         "scipy>=1.13,<2",
         "soundfile>=0.12",
+        "starlette>=0.40,<2",
         "tqdm>=4.66",
+        "uvicorn>=0.30,<1",
     ],
     extras_require={
         "slurm": [SUBMITIT],
         "test": [
+            "httpx2>=2,<3",
             "hypothesis>=6.100",
             "mypy>=2.4,<2.5",
             "packaging>=24",
+            "playwright>=1.50,<2",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
