@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     # Imported here and not above, so that a library user of this module does not load every room's command line.
     from s3prl_metaperser.corpus import commands as corpus
     from s3prl_metaperser.experiments import commands as experiments
+    from s3prl_metaperser.personalize import commands as personalize
 
     parser = argparse.ArgumentParser(
         prog="metaperser",
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     corpus.register(subparsers)
     experiments.register(subparsers)
+    personalize.register(subparsers)
     _register_config(subparsers)
     _register_links(subparsers)
     return parser

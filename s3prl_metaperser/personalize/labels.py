@@ -93,14 +93,14 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
             )
         named = tuple(emotion for emotion in ticked if emotion != OTHER)
         if not named:
-            left_out.append(recording)
+            left_out.append(same)
             continue
         for emotion in named:
             if classes is not None and emotion not in classes:
                 raise MetaPerSERError(
                     f"{where(row)}: emotions {cell!r}: the model does not know {emotion!r}; {suggest(emotion, classes)}"
                 )
-        audio.append(recording)
+        audio.append(same)
         emotions.append(named)
     if not audio:
         missing = "every line says only 'other'" if left_out else "no labelled clip"

@@ -66,9 +66,14 @@ def make_upstream(args: argparse.Namespace, config: dict[str, Any]) -> tuple[nn.
     class UpstreamOnly(Runner):
         """Makes no downstream, which would read what only a run has."""
 
+        def _get_featurizer(self) -> Any:
+            with contextlib.redirect_stderr(nowhere):
+                return super()._get_featurizer()
+
         def _get_downstream(self) -> None:
             return None
 
+    # Both tell of each model that they make, among what a command prints.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), undisturbed():
         runner = UpstreamOnly(argparse.Namespace(**{**vars(args), "init_ckpt": None}), config)
     return runner.upstream.model.eval(), runner.featurizer.model.eval()
