@@ -431,7 +431,7 @@ def test_heads_of_other_annotators_are_refused(tmp_path, small_corpus, capfd):
     refused(lambda: DownstreamExpert(**guess).load_state_dict(state), "Multi-Few's", "leave -e and -i out")
     meta = arguments(small_corpus, tmp_path, init_from=path)
     refused(lambda: DownstreamExpert(**meta), "multi.ckpt has a head for each annotator", "SSL-E")
-    hearing = arguments(small_corpus, tmp_path, "multi_few") | {"mode": "inference", "init_ckpt": "x"}
+    hearing = arguments(small_corpus, tmp_path, "multi_few") | {"mode": "inference", "init_ckpt": path}
     refused(lambda: DownstreamExpert(**hearing), "no head for a listener without labels", "-m evaluate")
 
 
