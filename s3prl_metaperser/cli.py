@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     from s3prl_metaperser.corpus import commands as corpus
     from s3prl_metaperser.experiments import commands as experiments
     from s3prl_metaperser.personalize import commands as personalize
+    from s3prl_metaperser.portrait import commands as portrait
 
     parser = argparse.ArgumentParser(
         prog="metaperser",
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.register(subparsers)
     experiments.register(subparsers)
     personalize.register(subparsers)
+    portrait.register(subparsers)
     _register_config(subparsers)
     _register_links(subparsers)
     return parser

@@ -15,7 +15,7 @@ from s3prl_metaperser.atomic import replacing
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 REFERENCE_COLOUR = "#777777"
-GRID = {"color": "#dddddd", "linewidth": 0.7}
+GRID: Mapping[str, Any] = {"color": "#dddddd", "linewidth": 0.7}
 
 _UNDATED: Mapping[str, Mapping[str, Any]] = {
     "png": {"Software": None},

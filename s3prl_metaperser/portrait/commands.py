@@ -1,0 +1,123 @@
+"""The command line of this package: ``metaperser portrait``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from s3prl_metaperser.errors import MetaPerSERError
+
+if TYPE_CHECKING:
+    from s3prl_metaperser.corpus.manifest import Corpus
+    from s3prl_metaperser.portrait.movement import Comparison
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``portrait`` to a command line.
+
+    Args:
+        subparsers: of the main parser. The command sets ``run``, a function from the parsed arguments to an exit code.
+    """
+    parser = subparsers.add_parser(
+        "portrait",
+        help="show the listeners of a corpus: habits, agreement, confusions, a map",
+        description="Show the listeners of a corpus on one page: who labels how, who agrees with whom (Krippendorff's "
+        "alpha of sets of emotions), each one's confusion with the majority of the others, and a map of annotators; "
+        "with a checkpoint, how far personal models move from the generic one too. OUT is an HTML page that loads "
+        "nothing; the folder OUT_figures beside it (portrait_figures for portrait.html) holds each figure as PNG (300 "
+        "dpi) and PDF and the numbers as CSV. The same corpus, checkpoint and seed give the same bytes.",
+    )
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, metavar="DIR", help="the folder that `metaperser prepare` wrote")
+    add("--out", type=Path, required=True, metavar="OUT", help="the page to write, such as portrait.html")
+    add("--checkpoint", type=Path, metavar="CKPT", help="such as RUN/dev-best.ckpt, of Meta-PerSER or SSL-E")
+    add(
+        "--most",
+        type=_positive,
+        default=24,
+        metavar="N",
+        help="annotators in the figures, those with most labels; the map and the overall numbers have all "
+        "(default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="of the bootstrap and of all draws (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace the portrait that is there")
+    model = parser.add_argument_group("with a checkpoint")
+    add = model.add_argument
+    add(
+        "--shots",
+        type=_positive,
+        default=32,
+        metavar="K",
+        help="labels that each personal model is adapted on (default: %(default)s)",
+    )
+    add(
+        "--draws",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="models an annotator, each from another draw of K labels (default: %(default)s)",
+    )
+    add(
+        "--clips",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="clips of the corpus that models are compared on, the same for all (default: %(default)s)",
+    )
+    add("--lr", type=float, metavar="LR", help="rate to adapt at, for a checkpoint of SSL-E, which has learned none")
+    add("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.set_defaults(run=run_portrait)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return number
+
+
+def run_portrait(args: argparse.Namespace) -> int:
+    """Run ``metaperser portrait``."""
+    from s3prl_metaperser.corpus.manifest import load_corpus
+    from s3prl_metaperser.portrait.composition import compose
+    from s3prl_metaperser.portrait.page import refuse_existing, write_portrait
+
+    if args.seed < 0:
+        raise MetaPerSERError(f"--seed {args.seed}; expected 0 or more")
+    refuse_existing(args.out, args.overwrite)
+    corpus = load_corpus(args.corpus)
+    comparison = None if args.checkpoint is None else _comparison(args, corpus)
+    written = write_portrait(compose(corpus, args.most, args.seed, comparison), args.out, args.overwrite)
+    print(f"written: {args.out}, and {len(written) - 1} files in {written[1].parent}", file=sys.stderr)
+    return 0
+
+
+def _comparison(args: argparse.Namespace, corpus: Corpus) -> Comparison:
+    """Load the checkpoint and see that it fits the corpus."""
+    from s3prl_metaperser.checkpoints import PROVENANCE, corpus_identity
+    from s3prl_metaperser.personalize import load
+    from s3prl_metaperser.portrait.movement import Comparison
+
+    model = load(args.checkpoint, device=args.device)
+    if model.is_personal:
+        raise MetaPerSERError(f"{args.checkpoint} is one listener's model; give the checkpoint that it came from")
+    if model.emotions != corpus.emotions:
+        raise MetaPerSERError(
+            f"{args.checkpoint} knows the emotions {', '.join(model.emotions)}, the corpus has "
+            f"{', '.join(corpus.emotions)}; use a checkpoint of the same emotions"
+        )
+    same_corpus = model.about[PROVENANCE]["corpus"] == corpus_identity(corpus)
+    return Comparison(
+        model=model,
+        name=args.checkpoint.name,
+        trained_on=frozenset(model.known_annotators if same_corpus else ()),
+        shots=args.shots,
+        draws=args.draws,
+        clips=args.clips,
+        lr=args.lr,
+    )
