@@ -1,0 +1,93 @@
+"""The page's server on this machine: its address, and its life until it is stopped."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+import webbrowser
+from contextlib import suppress
+from threading import Thread
+
+import uvicorn
+
+from s3prl_metaperser.calibration.application import application
+from s3prl_metaperser.calibration.companion import Companion
+from s3prl_metaperser.calibration.guard import is_loopback
+from s3prl_metaperser.errors import MetaPerSERError
+
+FIRST_PORT = 7860
+PORTS_TRIED = 20
+SHUTDOWN_SECONDS = 2
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Take an address.
+
+    Args:
+        host: name or address to listen on.
+        port: to take; None: a free one, from :data:`FIRST_PORT` up.
+
+    Returns:
+        A socket that takes connections from now on, though nobody answers yet.
+
+    Raises:
+        MetaPerSERError: when the port is in use, or the host is none of this machine's.
+    """
+    fault = ""
+    for tried in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if port is None else (port,):
+        try:
+            family, *_, numeric = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+            return socket.create_server((numeric[0], tried), family=family)
+        except (OSError, OverflowError) as error:
+            fault = getattr(error, "strerror", None) or str(error)
+    tried_ports = f"port {port}" if port is not None else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1}"
+    raise MetaPerSERError(f"cannot listen on {host}, {tried_ports}: {fault}; choose another --port or --host")
+
+
+def address(listening: socket.socket) -> str:
+    """Give the address under which a browser on this machine finds a listening socket's page."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def serve(companion: Companion, listening: socket.socket, host: str, browser: bool) -> None:
+    """Serve the page until Ctrl-C, or until the page says that it is done.
+
+    Args:
+        companion: the model, with its session.
+        listening: as :func:`listen` gives it.
+        host: as it was given to :func:`listen`.
+        browser: whether to open the page in the user's browser.
+    """
+    if not is_loopback(host):
+        print(
+            "warning: whoever reaches this machine can listen to the clips and answer: there is no password",
+            file=sys.stderr,
+            flush=True,
+        )
+    page = address(listening)
+    print(f"Open {page} in a browser. Ctrl-C stops; what was answered is kept.", flush=True)
+    server: uvicorn.Server
+
+    def close() -> None:
+        server.should_exit = True
+
+    app = application(companion, secrets.token_urlsafe(), host, close)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    if browser:
+        # In a thread: some browsers' commands return when the browser is closed.
+        Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+    with suppress(KeyboardInterrupt):  # how it is meant to be stopped
+        server.run(sockets=[listening])
