@@ -22,6 +22,7 @@ INTERRUPTED = 130
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all subcommands; each sets ``run``, a function of the parsed arguments to an exit code."""
     # Imported here and not above, so that a library user of this module does not load every room's command line.
+    from s3prl_metaperser.calibration import commands as calibration
     from s3prl_metaperser.corpus import commands as corpus
     from s3prl_metaperser.experiments import commands as experiments
     from s3prl_metaperser.personalize import commands as personalize
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.register(subparsers)
     experiments.register(subparsers)
     personalize.register(subparsers)
+    calibration.register(subparsers)
     portrait.register(subparsers)
     _register_config(subparsers)
     _register_links(subparsers)
