@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -26,7 +27,7 @@ from s3prl_metaperser.calibration.application import application
 from s3prl_metaperser.calibration.companion import Companion
 from s3prl_metaperser.calibration.explain import differences
 from s3prl_metaperser.calibration.guard import TOKEN_HEADER
-from s3prl_metaperser.calibration.server import address, listen
+from s3prl_metaperser.calibration.server import address, listen, serve
 from s3prl_metaperser.calibration.session import Origin, Session, SessionFiles
 from s3prl_metaperser.corpus.emotions import EMOTIONS
 from s3prl_metaperser.errors import MetaPerSERError
@@ -548,3 +549,13 @@ class TestAddress:
     def test_where_nobody_can_listen_it_says_so(self, host, port):
         with pytest.raises(MetaPerSERError, match="cannot listen on"):
             listen(host, port)
+
+    @pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
+    def test_an_address_that_others_reach_comes_with_a_warning(self, session, model, monkeypatch, capsys, host, warned):
+        monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+        with listen(host, 0) as listening:
+            listening_port = listening.getsockname()[1]
+            serve(Companion(model, session, [], steps=7), listening, host, browser=False)
+            said = capsys.readouterr()
+        assert ("there is no password" in said.err) is warned
+        assert f":{listening_port}/ in a browser" in said.out

@@ -13,16 +13,15 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from playwright.sync_api import expect, sync_playwright
 from workshop import Workshop
 
 from s3prl_metaperser import cli
+from s3prl_metaperser.calibration import server
 from s3prl_metaperser.corpus.iemocap import prepare_iemocap
 from s3prl_metaperser.corpus.manifest import write_corpus
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.personalize import load
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: test)")
-expect = playwright.expect
 
 CHROMIUM = os.environ.get("METAPERSER_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -64,7 +63,9 @@ def checkpoint(workshop):
 
 @pytest.fixture
 def page():
-    with playwright.sync_playwright() as driver:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; install one, or name it: METAPERSER_CHROMIUM")
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 900, "height": 1000})
         page.set_default_timeout(15_000)
@@ -235,7 +236,7 @@ def tries_clips(page, clip, out, tmp_path):
     return mine, average
 
 
-def test_a_calibration_from_beginning_to_end(workshop, checkpoint, page, tmp_path, capsys):
+def test_a_calibration_from_beginning_to_end(page, workshop, checkpoint, tmp_path, capsys):
     out = tmp_path / "MY.ckpt"
     recordings = workshop.root / "recordings"
     options = ["--audio-root", recordings, "--out", out, "--n", CLIPS, "--port", free_port(), "--no-browser"]
@@ -299,3 +300,79 @@ def test_a_calibration_from_beginning_to_end(workshop, checkpoint, page, tmp_pat
         "MY.ckpt",
         "MY.labels.csv",
     ]
+
+
+class TestCommand:
+    """What ends the command before, or without, a page."""
+
+    @pytest.fixture
+    def calibrate(self, workshop, checkpoint, tmp_path, monkeypatch):
+        """The command in this process, which serves nothing: the clips that it would have asked."""
+        served = []
+        monkeypatch.setattr(server, "serve", lambda companion, *_, **__: served.append(companion.session.clips))
+
+        def run(*options):
+            given = {
+                "--checkpoint": checkpoint,
+                "--audio-root": workshop.root / "recordings",
+                "--out": tmp_path / "MY.ckpt",
+            }
+            given |= dict(zip(options[::2], options[1::2], strict=True))
+            assert (
+                cli.main(["calibrate", "--device", "cpu", *(str(word) for pair in given.items() for word in pair)]) == 0
+            )
+            return served[-1]
+
+        return run
+
+    def test_more_clips_can_be_asked_of_the_same_session(self, calibrate, capsys):
+        first = calibrate("--n", 3)
+        assert len(set(first)) == 3
+        assert "0 of 3 clips labelled; the same command goes on" in capsys.readouterr().out
+        assert calibrate("--steps", 7) == first
+        more = calibrate("--n", 5)
+        assert more[:3] == first
+        assert len(set(more)) == 5
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--n", 0), "at least one clip"),
+            (("--audio-root", "{empty}"), "holds no recording"),
+            (("--checkpoint", "{other}"), "not a readable torch file"),
+            (("--checkpoint", "{none}"), "does not exist"),
+            (("--out", "{checkpoint}"), "is the checkpoint to be made yours"),
+            (("--out", "{other}"), "other.ckpt exists"),
+            (("--port", "{taken}"), "Address already in use"),
+            (("--lr", 0.1), "has learned its own rates"),
+            (("--corpus", "{empty}"), "empty"),
+        ],
+        ids=str,
+    )
+    def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left_behind(
+        self, calibrate, checkpoint, tmp_path, capsys, options, said
+    ):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "other.ckpt").write_text("something else")
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            places = {
+                "empty": tmp_path / "empty",
+                "other": tmp_path / "other.ckpt",
+                "none": tmp_path / "none.ckpt",
+                "checkpoint": checkpoint,
+                "taken": listening.getsockname()[1],
+            }
+            with pytest.raises(SystemExit) as ended:
+                calibrate(*(str(word).format(**places) for word in options))
+        assert ended.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("metaperser: error: ")
+        assert said in error
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "other.ckpt"]
+
+    def test_one_listeners_model_is_not_calibrated_again(self, calibrate, workshop, checkpoint, tmp_path, capsys):
+        personal = tmp_path / "hers.ckpt"
+        load(checkpoint, "cpu").adapt([next((workshop.root / "recordings").rglob("*.wav"))], ["sad"]).save(personal)
+        with pytest.raises(SystemExit):
+            calibrate("--checkpoint", personal)
+        assert "one listener's model already" in capsys.readouterr().err

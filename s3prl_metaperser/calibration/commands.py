@@ -64,6 +64,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
 
     if args.n is not None and args.n < 1:
         raise MetaPerSERError(f"--n {args.n}: expected at least one clip")
+    if args.out.exists() and args.checkpoint.exists() and args.out.samefile(args.checkpoint):
+        raise MetaPerSERError(f"{args.out} is the checkpoint to be made yours; write yours beside it")
     recordings = find_recordings(args.audio_root)
     origin, emotions = _origin(args.checkpoint, args.audio_root)
     files = SessionFiles(args.out)
@@ -132,5 +134,6 @@ def _suggest(
         [root / name for name in others],
         min(number, len(others)),
         labelled=[root / name for name in session.clips],
+        progress=True,
     )
     session.ask([others[index] for index in chosen])

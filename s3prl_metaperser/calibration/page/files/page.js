@@ -239,7 +239,7 @@ function drawComparison({ emotions, sentences, clips, change }) {
     ),
   );
   element("changes").replaceChildren(
-    make("caption", { textContent: "Points of probability that you hear each emotion more or less than others" }),
+    make("caption", {}, make("span", { textContent: "Points of probability that you hear each emotion more or less than others" })),
     make("thead", {}, make("tr", {}, ...columns)),
     make("tbody", {}, ...rows),
   );
