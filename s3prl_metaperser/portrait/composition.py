@@ -64,7 +64,7 @@ def compose(corpus: Corpus, most: int, seed: int, comparison: Comparison | None 
             f"metaperser portrait, version {__version__}, with --seed {seed} and --most {most}{options}. Intervals in "
             "brackets are "
             f"95% percentile bootstrap intervals over clips ({RESAMPLES:,} resamples) unless something else is said; "
-            "they hold for one number at a time.",
+            "those of a share of 0% or 100% are exact binomial ones. They hold for one number at a time.",
             "Each figure as PNG and PDF, and the numbers as CSV, are in the folder beside this page.",
         ),
     )

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from s3prl_metaperser.portrait.agreement import Agreement
@@ -40,6 +41,9 @@ _GAPS = (1, 3, 9, 16, 24, 34)
 """Points between a name and what it names, in the order they are tried."""
 _ANGLES = np.pi / 8 * np.array([2, 6, 14, 10, 0, 8, 4, 12, 1, 7, 15, 9, 3, 5, 13, 11])
 """Where a name may stand, the corners first."""
+_HALO = withStroke(linewidth=1.5, foreground="white")
+DOTS_UP_TO = 4
+"""Adapted tensors up to which each has a panel of its own, with ranges."""
 _COUNTS_UP_TO = 12
 """Annotators up to which the counts of shared clips fit into the matrix of pairs."""
 
@@ -97,7 +101,7 @@ def habits_figure(crowd: Crowd, shown: np.ndarray, found: Habits) -> Figure:
     ticked = [found.all_ticked, *found.ticked.value]
     right = len(crowd.emotions) - 0.5
     for column, (title, values) in enumerate((("labels", counts), ("ticked", ticked))):
-        at = right + 0.75 + 0.8 * column
+        at = right + 0.9 + 0.75 * column
         axes.text(at, -0.7, title, ha="right", va="bottom")
         for row, value in enumerate(values):
             axes.text(at, row, f"{value:,}" if column == 0 else f"{value:.2f}", ha="right", va="center")
@@ -113,7 +117,7 @@ def agreement_figure(crowd: Crowd, shown: np.ndarray, found: Agreement) -> Figur
     with_pairs = bool(np.isfinite(found.pairs.value).any())
     rows = len(names)
     height = 1.3 + _ROW * rows
-    figure = Figure(figsize=(WIDTH if with_pairs else 4.2, height))
+    figure = Figure(figsize=(WIDTH, height))
     if with_pairs:
         pairs, each = figure.subplots(1, 2, sharey=True, width_ratios=(2.1, 1))
         alphas = 100 * np.where(np.tri(rows, k=-1, dtype=bool), found.pairs.value, np.nan)
@@ -134,7 +138,6 @@ def agreement_figure(crowd: Crowd, shown: np.ndarray, found: Agreement) -> Figur
         each = figure.subplots()
         each.set_yticks(range(rows), names)
         each.set_ylim(rows - 0.5, -0.5)
-    each.tick_params(axis="y", which="minor", length=0)
     _dots(each, found.each, crowd.kinds[shown])
     if np.isfinite(found.overall.low[0]):
         each.axvspan(found.overall.low[0], found.overall.high[0], color=REFERENCE_COLOUR, alpha=0.2, linewidth=0)
@@ -241,7 +244,8 @@ def _name(
         names: of the points; earlier ones go first.
         bars: ends (2, 2) of each level or upright line that no name may cross.
     """
-    figure.draw_without_rendering()
+    for _ in range(2):  # the first drawing widens the axes to equal units, the second lays them out
+        figure.draw_without_rendering()
     figure.set_layout_engine("none")
     pixel = figure.dpi / 72
     centres, radii = axes.transData.transform(places), np.sqrt(sizes) / 2 * pixel
@@ -250,7 +254,7 @@ def _name(
     taken += [Bbox(np.sort(axes.transData.transform(bar), axis=0) + widths) for bar in bars]
     inside = axes.get_window_extent()
     for centre, radius, name in zip(centres, radii, names, strict=True):
-        text = axes.text(0, 0, name, zorder=4, ha="center", va="center")
+        text = axes.text(0, 0, name, zorder=4, ha="center", va="center", path_effects=[_HALO])
         box = text.get_window_extent()
         half = np.array([box.width, box.height]) / 2
         for gap, angle in product(_GAPS, _ANGLES):
@@ -268,7 +272,7 @@ def _name(
         text.set_position((x, y))
         if gap > _GAPS[1]:
             ends = axes.transData.inverted().transform([centre, np.clip(centre, box.min, box.max)])
-            axes.plot(*ends.T, color="#555555", linewidth=0.5, zorder=1.5)
+            axes.plot(*ends.T, color="#555555", linewidth=0.5, zorder=2.5)
 
 
 def _axis(found: Map, axis: int) -> str:
@@ -313,16 +317,37 @@ def movement_figure(
     return figure
 
 
-def tensors_figure(crowd: Crowd, shown: np.ndarray, tensors: Sequence[str], moved: np.ndarray) -> Figure:
-    """Show how much of itself each adapted tensor changes, in percent: ``moved`` is (shown, tensors)."""
+def tensors_figure(
+    crowd: Crowd, shown: np.ndarray, tensors: Sequence[str], moved: Estimates, trained_on: np.ndarray
+) -> Figure:
+    """Show how much of itself each adapted tensor changes, in percent.
+
+    Args:
+        crowd: the annotators.
+        shown: (shown,) whose models.
+        tensors: names; few of them are shown with their ranges.
+        moved: (shown, tensors) shares of the tensor's norm, and their ranges.
+        trained_on: (shown,) whether the checkpoint knows the annotator's labels; others are hollow.
+    """
     names = short_names(crowd, shown)
-    figure = Figure(figsize=(min(WIDTH, 2.6 + 0.5 * len(tensors)), 1.6 + _ROW * len(names)))
+    percent = Estimates(100 * moved.value, 100 * moved.low, 100 * moved.high)
+    figure = Figure(figsize=(WIDTH, 1.1 + _ROW * len(names)))
+    if len(tensors) <= DOTS_UP_TO:
+        panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
+        for column, (axes, tensor) in enumerate(zip(panels, tensors, strict=True)):
+            _dots(axes, percent[:, column], crowd.kinds[shown], hollow=~trained_on)
+            axes.set_xlim(left=0)
+            axes.set_xlabel(f"{tensor} (% of norm)")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        _kind_legend(figure, crowd.kinds[shown], hollow=~trained_on)
+        return figure
     axes = figure.subplots()
-    percent = 100 * np.where(np.isfinite(moved), moved, np.nan)
-    top = float(np.nanmax(percent)) if np.isfinite(percent).any() else 1.0
-    image = _heat(axes, percent, Normalize(0, max(top, 1e-9)), SEQUENTIAL, "{:.0f}" if top >= 10 else "{:.1f}")
+    known = percent.value[np.isfinite(percent.value)]
+    top = max(float(known.max()), 1e-9) if len(known) else 1.0
+    image = _heat(axes, percent.value, Normalize(0, top), SEQUENTIAL, "{:.0f}" if top >= 10 else "{:.1f}")
     _ticks(axes, tensors, names)
-    bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.set_label("change (% of norm)")
     bar.outline.set_linewidth(0.4)
     return figure
@@ -383,6 +408,7 @@ def _dots(axes: Axes, values: Estimates, kinds: np.ndarray, hollow: np.ndarray |
             markersize=4,
             markeredgewidth=0.9,
         )
+    axes.tick_params(axis="y", which="minor", length=0)
     axes.grid(axis="x", **GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -411,4 +437,4 @@ def _kind_legend(figure: Figure, kinds: np.ndarray, reference: str = "", hollow:
             )
     if reference:
         handles.append(mpl.lines.Line2D([], [], color=REFERENCE_COLOUR, linewidth=1, label=reference))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) < 4 else 2, frameon=False)

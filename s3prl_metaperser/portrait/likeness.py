@@ -16,6 +16,8 @@ from s3prl_metaperser.portrait.spread import Estimates, weights
 PRIOR = 5.0
 """Clips of the average annotator that are added to each row of an annotator's confusion: few clips say little."""
 _Z = 1.96
+_ALIKE = 1e-9
+"""Profiles that differ by no more do so by rounding."""
 LEAST_MAPPED = 3
 """Annotators that a map needs."""
 
@@ -81,10 +83,10 @@ def annotator_map(crowd: Crowd, shown: np.ndarray, majority: np.ndarray, others:
         return np.sqrt(prevalence * np.nan_to_num(rates)).reshape(len(counts), -1)
 
     profiles = profile(mass[mapped])
+    if np.ptp(profiles, axis=0).max() < _ALIKE:
+        return None
     pca = PCA(n_components=2, svd_solver="full")
     places = pca.fit_transform(profiles)
-    if not pca.explained_variance_[0] > 1e-12:
-        return None
     errors = np.full(places.shape, np.nan)
     is_shown = np.isin(mapped, shown)
     for at in tqdm(np.flatnonzero(is_shown), desc="spread of the map", unit="annotator", leave=False, delay=1):

@@ -76,7 +76,8 @@ class Movement:
         shift: (shown, classes) mean probability minus the generic model's, in percentage points.
         tensors: names of the adapted tensors that move most, most first.
         adapted: number of all adapted tensors.
-        moved: (shown, tensors) mean over draws of the change's norm relative to the tensor's before; NaN where it is 0.
+        moved: (shown, tensors) the change's norm relative to the tensor's before, NaN where that is 0: mean, lowest and
+            highest over draws.
         same: mean divergence between models of one annotator, adapted on different draws; NaN where there are none.
         other: the same between models of different annotators; NaN where there is one annotator.
     """
@@ -88,7 +89,7 @@ class Movement:
     shift: Estimates
     tensors: tuple[str, ...]
     adapted: int
-    moved: np.ndarray
+    moved: Estimates
     same: float
     other: float
 
@@ -187,13 +188,14 @@ def _compared(personal: np.ndarray, generic: np.ndarray, seed: int, annotator: s
     return Estimates.of(values.mean(axis=(0, 1)), np.concatenate(drawn))
 
 
-def _tensors(changes: Sequence[Sequence[Mapping[str, float]]]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Give the names of the adapted tensors, those that move most first, and (shown, tensors) means over draws."""
+def _tensors(changes: Sequence[Sequence[Mapping[str, float]]]) -> tuple[tuple[str, ...], Estimates]:
+    """Give the names of the adapted tensors, those that move most first, and how far: (shown, tensors)."""
     names = list(changes[0][0])
-    moved = np.array([[[change[name] for name in names] for change in of_one] for of_one in changes]).mean(axis=1)
-    moved = np.where(np.isfinite(moved), moved, np.nan)
-    order = np.argsort(-np.nan_to_num(moved).mean(axis=0), kind="stable")
-    return tuple(names[one] for one in order), moved[:, order]
+    each = np.array([[[change[name] for name in names] for change in of_one] for of_one in changes])
+    each = np.where(np.isfinite(each), each, np.nan)
+    order = np.argsort(-np.nan_to_num(each).mean(axis=(0, 1)), kind="stable")
+    moved = each[:, :, order]
+    return tuple(names[one] for one in order), Estimates(moved.mean(axis=1), moved.min(axis=1), moved.max(axis=1))
 
 
 def _between(personal: np.ndarray, differs: np.ndarray) -> tuple[float, float]:

@@ -36,7 +36,10 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
     )
     moved = pd.DataFrame(
         who(crowd, shown)
-        | {f"{name} (%)": [number(100 * one, 1) for one in column] for name, column in _columns(found)}
+        | {
+            f"{name} (%)": [interval(one, 1, 100) for one in found.moved[:, column]]
+            for column, name in enumerate(found.tensors)
+        }
     )
     numbers = pd.DataFrame(
         {
@@ -50,7 +53,13 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
             },
         }
     )
-    moved_numbers = pd.DataFrame({"annotator": [crowd.names[one] for one in shown]} | dict(_columns(found)))
+    moved_numbers = pd.DataFrame(
+        {
+            **{"annotator": np.repeat([crowd.names[one] for one in shown], len(found.tensors))},
+            **{"tensor": np.tile(found.tensors, len(shown)), "change": found.moved.value.ravel()},
+            **{"lowest": found.moved.low.ravel(), "highest": found.moved.high.ravel()},
+        }
+    )
     adapted = f"{found.shots.max()} of an annotator's labels"
     fewer = [
         f"{crowd.names[one]} ({shots})"
@@ -73,6 +82,7 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
         if len(found.tensors) < found.adapted
         else counted(found.adapted, "adapted tensor")
     )
+    ranges = " (lines: from the lowest to the highest)" if len(found.tensors) <= figures.DOTS_UP_TO else ""
     return Part(
         name="movement",
         title=TITLE,
@@ -91,20 +101,19 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
             ),
             Shown(
                 "tensors",
-                partial(figures.tensors_figure, crowd, shown, found.tensors, found.moved),
+                partial(figures.tensors_figure, crowd, shown, found.tensors, found.moved, trained_on),
                 f"How far adaptation moves {tensors}: the norm of the change, in percent of the tensor's norm "
                 "before, mean "
-                f"over {counted(found.draws, 'draw')}.",
-                "Heat map: a row an annotator, a column an adapted tensor.",
+                f"over {counted(found.draws, 'draw')}{ranges}.",
+                "How much of itself each adapted tensor changes, a row an annotator.",
             ),
         ],
-        tables=[("Divergence and shift, with 95% intervals", table), ("Change of each tensor", moved)],
+        tables=[
+            ("Divergence and shift, with 95% intervals", table),
+            ("Change of each tensor, with its lowest and highest over draws", moved),
+        ],
         numbers=[("movement", numbers), ("tensors", moved_numbers)],
     )
-
-
-def _columns(found: Movement) -> list[tuple[str, np.ndarray]]:
-    return list(zip(found.tensors, found.moved.T, strict=True))
 
 
 def _sentences(crowd: Crowd, shown: np.ndarray, found: Movement, trained_on: np.ndarray) -> list[str]:
@@ -136,9 +145,13 @@ def _sentences(crowd: Crowd, shown: np.ndarray, found: Movement, trained_on: np.
             )
         )
     if trained_on.any() and not trained_on.all():
-        means = [number(float(found.divergence.value[chosen].mean()), 3) for chosen in (trained_on, ~trained_on)]
+        told = []
+        for chosen in (trained_on, ~trained_on):
+            some = found.divergence.value[chosen]
+            told.append(f"{number(some.mean(), 3)} bits ({number(some.min(), 3)} to {number(some.max(), 3)})")
         lines.append(
-            f"Mean divergence of the {trained_on.sum()} annotators that the checkpoint was trained or chosen on: "
-            f"{means[0]} bits; of the {(~trained_on).sum()} others: {means[1]}."
+            f"Mean divergence of the {trained_on.sum()} annotators that the checkpoint was trained or chosen on, and "
+            "from "
+            f"the least to the most: {told[0]}; of the {(~trained_on).sum()} others: {told[1]}."
         )
     return lines

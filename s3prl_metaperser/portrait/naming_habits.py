@@ -81,7 +81,9 @@ def habits(crowd: Crowd, shown: np.ndarray, seed: int) -> Habits:
         for one in tqdm(shown, desc="naming habits", unit="annotator", leave=False, delay=1)
     ]
     return Habits(
-        shares=Estimates.stacked([one[:-1] for one in found]),
+        shares=Estimates.stacked(
+            [one[:-1].with_exact_ends(n) for one, n in zip(found, crowd.counts()[shown], strict=True)]
+        ),
         ticked=Estimates.stacked([one[-1] for one in found]),
         all_shares=crowd.named.mean(axis=0),
         all_ticked=float(number.mean()),
@@ -155,7 +157,7 @@ def confusions(crowd: Crowd, shown: np.ndarray, majority: np.ndarray, others: np
             departures.append(None)
             continue
         same = (majority[known] * crowd.named[known]).sum(axis=1)
-        agreeing.append(_mean(same[:, None], seed, "confusion", crowd.names[one])[0])
+        agreeing.append(_mean(same[:, None], seed, "confusion", crowd.names[one])[0].with_exact_ends(len(known)))
         departures.append(_departure(mass[place], majority[known], crowd.named[known], seed, crowd.names[one]))
     return Confusions(mass, np.array(clips), np.array(mean_others), Estimates.stacked(agreeing), tuple(departures))
 
@@ -174,7 +176,7 @@ def _departure(
     numerator, denominator = (np.concatenate([some @ one for some in draws]) for one in (both, of_row))
     drawn = np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
     share = Estimates.of(np.array(both.sum() / of_row.sum()), drawn)
-    return Departure(int(row), int(column), share, float(of_row.sum()))
+    return Departure(int(row), int(column), share.with_exact_ends(of_row.sum()), float(of_row.sum()))
 
 
 def row_normalised(mass: np.ndarray) -> np.ndarray:

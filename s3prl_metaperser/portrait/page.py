@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.errors import MetaPerSERError
@@ -139,10 +140,10 @@ def write_portrait(portrait: Portrait, out: Path, overwrite: bool = False) -> li
 
 
 def _write_files(portrait: Portrait, folder: Path) -> None:
+    figures = [shown for part in portrait.parts for shown in part.figures]
     with print_style():
-        for part in portrait.parts:
-            for shown in part.figures:
-                write_figure(shown.draw(), folder, shown.name, FORMATS, DPI)
+        for shown in tqdm(figures, desc="figures", unit="figure", leave=False, delay=1):
+            write_figure(shown.draw(), folder, shown.name, FORMATS, DPI)
     for part in portrait.parts:
         for name, numbers in part.numbers:
             text = numbers.to_csv(index=False, lineterminator="\n", float_format="%.6g")

@@ -35,6 +35,22 @@ class Estimates:
             low[known], high[known] = np.nanpercentile(drawn[:, known], [2.5, 97.5], axis=0)
         return cls(np.asarray(value, dtype=np.float64), low, high)
 
+    def with_exact_ends(self, clips: float) -> Estimates:
+        """Widen the intervals of shares that are 0 or 1, where resampling finds no spread, to the exact binomial ones.
+
+        Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+        Biometrika, 1934: the other end is 1 − 0.025^(1/n), as a share of n clips.
+
+        Args:
+            clips: that each share is of.
+
+        >>> Estimates(np.zeros(1), np.zeros(1), np.zeros(1)).with_exact_ends(19).high.round(3).tolist()
+        [0.176]
+        """
+        far = 0.025 ** (1 / clips)
+        low = np.where(self.value >= 1, np.minimum(self.low, far), self.low)
+        return Estimates(self.value, low, np.where(self.value <= 0, np.maximum(self.high, 1 - far), self.high))
+
     @classmethod
     def unknown(cls, *shape: int) -> Estimates:
         """Give numbers that are not there."""
