@@ -1,8 +1,10 @@
 """The README's commands, run as they are written, one after the other, in an empty folder."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,20 @@ def commands(text):
     return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
 
 
+WORDS_OF_A_PERSON = ("adapt ", "predict", "inference")
+
+
+def in_python(folder, environment):
+    """The README's Python, on clips of the names it has."""
+    (code,) = re.findall(r"```python\n(.*?)```", section("Use it"), re.S)
+    recordings = sorted((folder / "data/recordings/Session1").rglob("*.wav"))
+    for name, recording in zip("abcde", recordings, strict=False):
+        shutil.copy(recording, folder / f"{name}.wav")
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "mine.ckpt").exists()
+
+
 def test_the_walk_works_as_written(tmp_path):
     """Corpus, SSL-E, Meta-PerSER, evaluation, inference: what a newcomer types, in that order."""
     environment = os.environ | {
@@ -34,11 +50,19 @@ def test_the_walk_works_as_written(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     walk = commands(section("Use it"))
-    assert len(walk) == 9
+    assert len(walk) == 13
+    printed = {}
     for command in walk:
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
-    assert '"utterance": "Ses01F_impro01_F000"' in done.stdout
+        printed[command] = done.stdout
+    told = {word: next(text for command, text in printed.items() if word in command) for word in WORDS_OF_A_PERSON}
+    assert "personalising helped" in told["adapt "]
+    heard = json.loads(told["inference"].splitlines()[-1])
+    assert heard["utterance"] == "Ses01F_impro01_F000"
+    assert f"Ses01F_impro01_F000.wav  {', '.join(heard['emotions'])} " in told["predict"]
+    assert (tmp_path / "my.ckpt").stat().st_size < 10_000
+    in_python(tmp_path, environment)
     for path in ("results.csv", "predictions.csv", "dev-best.ckpt"):
         assert (tmp_path / "result/meta_perser" / path).exists()
     assert "Entire-Few" in (tmp_path / "result/ssl_e/results.csv").read_text()
