@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from s3prl_metaperser.calibration.companion import Companion
 from s3prl_metaperser.calibration.explain import differences
 from s3prl_metaperser.calibration.guard import TOKEN_HEADER
 from s3prl_metaperser.calibration.server import address, listen, serve
-from s3prl_metaperser.calibration.session import Origin, Session, SessionFiles
+from s3prl_metaperser.calibration.session import Origin, Session
+from s3prl_metaperser.calibration.session_files import SessionFiles
 from s3prl_metaperser.corpus.emotions import EMOTIONS
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.personalize.labels import read_labels
@@ -205,7 +207,7 @@ class TestSession:
     def test_one_process_at_a_time_holds_a_session_and_a_killed_one_leaves_it_free(self, files):
         code = (
             "import sys, time; from pathlib import Path\n"
-            "from s3prl_metaperser.calibration.session import SessionFiles\n"
+            "from s3prl_metaperser.calibration.session_files import SessionFiles\n"
             "with SessionFiles(Path(sys.argv[1])).held() as lock:\n"
             "    lock.say('at http://127.0.0.1:7861/'); print('held', flush=True); time.sleep(60)"
         )
@@ -258,6 +260,7 @@ class LoudnessModel:
     adaptations: list = field(default_factory=list)
     working: threading.Lock = field(default_factory=threading.Lock)
     emotions = EMOTIONS
+    settings = SimpleNamespace(scope="head")
 
     def probabilities(self, wavs, progress=False):
         assert self.working.acquire(blocking=False), "two threads work with the model at once"

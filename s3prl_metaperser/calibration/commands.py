@@ -19,7 +19,8 @@ from s3prl_metaperser.personalize.commands import (
 if TYPE_CHECKING:
     from socket import socket
 
-    from s3prl_metaperser.calibration.session import Origin, Session, SessionFiles
+    from s3prl_metaperser.calibration.session import Origin, Session
+    from s3prl_metaperser.calibration.session_files import SessionFiles
     from s3prl_metaperser.personalize import Recogniser
 
 CLIPS = 32
@@ -59,7 +60,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run_calibrate(args: argparse.Namespace) -> int:
     """Run ``metaperser calibrate``."""
     from s3prl_metaperser.calibration.server import address, listen
-    from s3prl_metaperser.calibration.session import SessionFiles
+    from s3prl_metaperser.calibration.session_files import SessionFiles
     from s3prl_metaperser.personalize.recordings import find_recordings
 
     if args.n is not None and args.n < 1:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from s3prl_metaperser.personalize import Heard, Judgement, Recogniser
 
 MOST_COMPARED = 400
-"""Clips on which the two models are compared; more would not change the picture, and take long where the upstream
-adapts."""
+"""Clips on which the two models are compared; more would not change the picture."""
+MOST_THROUGH_THE_UPSTREAM = 40
+"""The same where the upstream adapts, and each clip goes through it again after every answer."""
 LEAST_JUDGED = 4
 """Labels; scores on fewer would say nothing."""
 
@@ -46,7 +47,8 @@ class Companion:
         self.generic = generic
         self.steps = steps
         self.lr = lr
-        chosen = np.random.default_rng(0).permutation(len(recordings))[:MOST_COMPARED]
+        most = MOST_THROUGH_THE_UPSTREAM if generic.settings.scope == "entire" else MOST_COMPARED
+        chosen = np.random.default_rng(0).permutation(len(recordings))[:most]
         self._recordings = [recordings[index] for index in sorted(chosen)]
         self._generic_probabilities: np.ndarray | None = None
         self._adapted_to: dict[str, tuple[str, ...]] = {}
