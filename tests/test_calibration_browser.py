@@ -63,8 +63,6 @@ def checkpoint(workshop):
 
 @pytest.fixture
 def page():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here; install one, or name it: METAPERSER_CHROMIUM")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 900, "height": 1000})
@@ -236,6 +234,7 @@ def tries_clips(page, clip, out, tmp_path):
     return mine, average
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; install one, or name it: METAPERSER_CHROMIUM")
 def test_a_calibration_from_beginning_to_end(page, workshop, checkpoint, tmp_path, capsys):
     out = tmp_path / "MY.ckpt"
     recordings = workshop.root / "recordings"
