@@ -17,7 +17,7 @@ from s3prl_metaperser.corpus.manifest import build_corpus, write_corpus
 from s3prl_metaperser.portrait import agreement, likeness, naming_habits
 from s3prl_metaperser.portrait.composition import compose
 from s3prl_metaperser.portrait.crowd import Crowd
-from s3prl_metaperser.portrait.figures import short_names
+from s3prl_metaperser.portrait.drawing import short_names
 from s3prl_metaperser.portrait.movement import Comparison, divergence, movement
 from s3prl_metaperser.portrait.page import Part, Portrait, Shown, write_portrait
 
@@ -259,8 +259,8 @@ def test_personal_models_are_compared_with_the_generic_one_on_the_same_clips(tmp
     assert (found.clips, found.shots.tolist()) == (5, [4, 4, 3])
     assert found.tensors == ("far", "still")
     assert found.moved.value[:, 0].tolist() == [1, 2, 1]
-    assert found.same == 0  # of A and C; B's draws are all it has
-    assert found.other == pytest.approx((1 + 1 + between) / 3)
+    assert found.same.value == 0  # of A and C; B's draws are all it has
+    assert found.other.value == pytest.approx((1 + 1 + between) / 3)
 
 
 def test_the_draws_of_labels_are_the_annotators_own_and_differ(tmp_path):

@@ -114,7 +114,7 @@ def _comparison(args: argparse.Namespace, corpus: Corpus) -> Comparison:
     same_corpus = model.about[PROVENANCE]["corpus"] == corpus_identity(corpus)
     return Comparison(
         model=model,
-        name=args.checkpoint.name,
+        name="/".join(args.checkpoint.parts[-2:]),
         trained_on=frozenset(model.known_annotators if same_corpus else ()),
         shots=args.shots,
         draws=args.draws,

@@ -90,8 +90,8 @@ class Movement:
     tensors: tuple[str, ...]
     adapted: int
     moved: Estimates
-    same: float
-    other: float
+    same: Estimates
+    other: Estimates
 
 
 def movement(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: Comparison, seed: int) -> Movement:
@@ -127,7 +127,7 @@ def movement(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: Compar
                 progress.update()
     tensors, moved = _tensors(changes)
     counts = crowd.counts()[shown]
-    same, other = _between(personal, counts > shots)
+    same, other = _between(personal, counts > shots, seed)
     compare = [_compared(personal[place], generic, seed, crowd.names[one]) for place, one in enumerate(shown)]
     return Movement(
         clips=len(paths),
@@ -198,21 +198,27 @@ def _tensors(changes: Sequence[Sequence[Mapping[str, float]]]) -> tuple[tuple[st
     return tuple(names[one] for one in order), Estimates(moved.mean(axis=1), moved.min(axis=1), moved.max(axis=1))
 
 
-def _between(personal: np.ndarray, differs: np.ndarray) -> tuple[float, float]:
+def _between(personal: np.ndarray, differs: np.ndarray, seed: int) -> tuple[Estimates, Estimates]:
     """Give mean divergences between models of one annotator (whose draws differ), and of different ones.
 
     Args:
         personal: (annotators, draws, clips, classes).
         differs: (annotators,) whether an annotator's draws differ.
+        seed: of the bootstrap over clips.
     """
-    annotators, draws = personal.shape[:2]
+    annotators, draws, clips, _ = personal.shape
     models = personal.reshape(annotators * draws, *personal.shape[2:])
     whose = np.repeat(np.arange(annotators), draws)
-    same: list[float] = []
-    other: list[float] = []
+    sums, pairs = np.zeros((2, clips)), np.zeros(2)
     for one in range(len(models) - 1):
-        apart = divergence(models[one], models[one + 1 :]).mean(axis=1)
+        apart = divergence(models[one], models[one + 1 :])
         is_same = whose[one + 1 :] == whose[one]
-        other.extend(apart[~is_same])
-        same.extend(apart[is_same & differs[whose[one]]])
-    return (float(np.mean(same)) if same else np.nan), (float(np.mean(other)) if other else np.nan)
+        for kind, chosen in enumerate((is_same & differs[whose[one]], ~is_same)):
+            sums[kind] += apart[chosen].sum(axis=0)
+            pairs[kind] += chosen.sum()
+    drawn = np.concatenate(list(weights(clips, generator(seed, "between")))) / clips
+    same, other = (
+        Estimates.of(np.array(total.mean() / number), drawn @ total / number) if number else Estimates.unknown()
+        for total, number in zip(sums, pairs, strict=True)
+    )
+    return same, other

@@ -21,7 +21,6 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
     """Adapt the model to each shown annotator and say what came of it."""
     found = movement(corpus, crowd, shown, comparison, seed)
     trained_on = np.array([crowd.names[one] in comparison.trained_on for one in shown])
-    known = "trained on" if trained_on.all() else "not trained on"
     models = who(crowd, shown) | {
         "checkpoint": np.where(trained_on, "trained on", "not trained on"),
         "adapted on": found.shots,
@@ -73,14 +72,14 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
     marks = (
         "Filled: annotators whose labels the checkpoint was trained or chosen on; hollow: others."
         if trained_on.any() and not trained_on.all()
-        else f"The checkpoint was {known} any of these annotators' labels."
+        else "The checkpoint was not trained on labels of any of these annotators."
         if not trained_on.any()
         else "The checkpoint was trained or chosen on labels of all these annotators."
     )
     tensors = (
         f"the {len(found.tensors)} of {found.adapted:,} adapted tensors that move most"
         if len(found.tensors) < found.adapted
-        else counted(found.adapted, "adapted tensor")
+        else listed(found.tensors) + (", the only adapted tensor" if found.adapted == 1 else ", all that adapts")
     )
     ranges = " (lines: from the lowest to the highest)" if len(found.tensors) <= figures.DOTS_UP_TO else ""
     return Part(
@@ -91,20 +90,18 @@ def movement_part(corpus: Corpus, crowd: Crowd, shown: np.ndarray, comparison: C
             Shown(
                 "movement",
                 partial(figures.movement_figure, crowd, shown, found.divergence, found.shift, trained_on),
-                f"Personal models against the generic one on the same {counted(found.clips, 'clip')} for everyone. (a) "
-                "Jensen–Shannon divergence of their probabilities, mean over clips and draws, in bits (0: the same, 1: "
-                "nothing in common), with 95% bootstrap intervals over clips and draws. (b) Mean probability of each "
-                f"emotion minus the generic model's, in percentage points. {how} {marks}",
+                f"Personal models against the generic one on the same {counted(found.clips, 'clip')} for everyone. "
+                "(a) Jensen–Shannon divergence of their probabilities, mean over clips and draws, in bits (0: the "
+                "same, 1: nothing in common), with 95% bootstrap intervals over clips and draws. (b) Mean "
+                f"probability of each emotion minus the generic model's, in percentage points. {how} {marks}",
                 "Each annotator's divergence from the generic model as a point with its interval, and a heat map of "
-                "the "
-                "emotions its model hears more or less.",
+                "the emotions its model hears more or less.",
             ),
             Shown(
                 "tensors",
                 partial(figures.tensors_figure, crowd, shown, found.tensors, found.moved, trained_on),
-                f"How far adaptation moves {tensors}: the norm of the change, in percent of the tensor's norm "
-                "before, mean "
-                f"over {counted(found.draws, 'draw')}{ranges}.",
+                f"How far adaptation moves {tensors}: the norm of the change, in percent of the tensor's norm before, "
+                f"mean over {counted(found.draws, 'draw')}{ranges}.",
                 "How much of itself each adapted tensor changes, a row an annotator.",
             ),
         ],
@@ -133,14 +130,13 @@ def _sentences(crowd: Crowd, shown: np.ndarray, found: Movement, trained_on: np.
         f"The largest shift: {crowd.names[shown[place]]} hears {direction} “{crowd.emotions[emotion]}” "
         f"({interval(found.shift[place, emotion], 1, signed=True)} points)."
     )
-    if np.isfinite(found.same) and np.isfinite(found.other):
+    if np.isfinite(found.same.value) and np.isfinite(found.other.value):
         lines.append(
-            f"Two models of one annotator, from different draws of its labels, are {number(found.same, 3)} bits "
-            "apart in the "
-            f"mean, models of two annotators {number(found.other, 3)}: "
+            "Two models of one annotator, from different draws of its labels, are in the mean "
+            f"{interval(found.same, 3)} bits apart, models of two annotators {interval(found.other, 3)}: "
             + (
                 "what a model has learned is the annotator more than the draw."
-                if found.other > found.same
+                if found.other.low > found.same.high
                 else "the draw of labels matters as much as whose they are."
             )
         )
@@ -151,7 +147,6 @@ def _sentences(crowd: Crowd, shown: np.ndarray, found: Movement, trained_on: np.
             told.append(f"{number(some.mean(), 3)} bits ({number(some.min(), 3)} to {number(some.max(), 3)})")
         lines.append(
             f"Mean divergence of the {trained_on.sum()} annotators that the checkpoint was trained or chosen on, and "
-            "from "
-            f"the least to the most: {told[0]}; of the {(~trained_on).sum()} others: {told[1]}."
+            f"from the least to the most: {told[0]}; of the {(~trained_on).sum()} others: {told[1]}."
         )
     return lines

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.portrait.figures import print_style
+from s3prl_metaperser.portrait.drawing import print_style
 from s3prl_metaperser.publishing.figures import write_figure
 from s3prl_metaperser.publishing.pages import page_environment
 

@@ -10,6 +10,10 @@ from s3prl_metaperser.portrait.crowd import Crowd
 from s3prl_metaperser.portrait.spread import Estimates
 from s3prl_metaperser.publishing.pages import MISSING
 
+NOBODY_SHARES = (
+    "No clip was labelled by two annotators, so nobody can be compared with anybody: there is no figure of this."
+)
+
 
 def number(value: float, places: int = 2, signed: bool = False) -> str:
     """Write a number with a real minus sign, and one that rounds to nothing without any.
