@@ -65,17 +65,17 @@ class TestWheel:
             b"from s3prl_metaperser.expert import DownstreamExpert" in plugin["s3prl/downstream/metaperser/expert.py"]
         )
 
-    def test_all_modules_and_configs_are_in(self, wheel):
+    def test_every_file_of_the_package_and_every_config_is_in(self, wheel):
         names = set(wheel.namelist())
         for folder in ("s3prl_metaperser", "downstream_configs"):
             for path in (ROOT / folder).rglob("*"):
-                if path.suffix in (".py", ".yaml"):
+                if path.is_file() and "__pycache__" not in path.parts:
                     inside = "s3prl_metaperser/" if folder == "downstream_configs" else ""
                     assert f"{inside}{path.relative_to(ROOT).as_posix()}" in names
 
     def test_nothing_else_is_in(self, wheel):
         tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name}
-        assert tops == {"s3prl_metaperser", "s3prl"}
+        assert tops == {"s3prl_metaperser", "s3prl", "metaperser"}
 
     def test_the_command_and_the_licence_are_in(self, wheel):
         texts = {Path(name).name: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
