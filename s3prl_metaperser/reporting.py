@@ -1,4 +1,4 @@
-"""What a run leaves for people: ``results.csv``, ``predictions.csv``, ``tuning.csv``, and a line on the terminal."""
+"""What a run leaves for people: ``results.csv``, ``predictions.csv``, ``tuning.csv``, ``failures.csv``, and a line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from s3prl_metaperser.atomic import locked, replacing
+from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.metrics import METRICS, Scores, decide
@@ -20,16 +21,25 @@ from s3prl_metaperser.tuning import Tuning
 
 RUN_COLUMNS = ["system", "scenario", "upstream", "scope", "test_annotator", "episode", "shots", "queries"]
 RESULT_COLUMNS = [*RUN_COLUMNS, *METRICS]
+FAILURE_COLUMNS = [*RUN_COLUMNS, "diverged_at_step"]
 _SAME_RUN = ["system", "scenario", "upstream", "scope", "test_annotator", "shots", "queries"]
 
 
 @dataclass(frozen=True)
 class EvaluatedEpisode:
-    """An episode with what a system said of its query."""
+    """An episode with what a system said of its query.
+
+    Attributes:
+        episode: support and query.
+        probabilities: (Q, classes); not finite where adaptation diverged.
+        scores: of the decisions; of deciding for no emotion where adaptation diverged.
+        divergence: where adaptation left the finite numbers, if it did: the episode has failed.
+    """
 
     episode: Episode
     probabilities: np.ndarray
     scores: Scores
+    divergence: Divergence | None = None
 
 
 class Report:
@@ -57,6 +67,8 @@ class Report:
     def write(self, split: str, evaluated: Sequence[EvaluatedEpisode]) -> Path:
         """Add these episodes' rows, in place of earlier rows of the same system, setting and annotator.
 
+        Episodes that failed have rows like all others, and are named in failures.csv, which is there only then.
+
         Args:
             split: ``test`` fills results.csv and predictions.csv; another fills files of its own.
             evaluated: the episodes.
@@ -68,10 +80,30 @@ class Report:
         results = self.folder / f"results{suffix}.csv"
         rows = [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated]
         predictions = [row for one in evaluated for row in self._prediction_rows(one)]
+        failures = [
+            self._run_cells(one.episode) | {"diverged_at_step": one.divergence.step}
+            for one in evaluated
+            if one.divergence is not None
+        ]
         with self._locked():
             _merge(results, pd.DataFrame(rows, columns=RESULT_COLUMNS))
             _merge(self.folder / f"predictions{suffix}.csv", pd.DataFrame(predictions))
+            self._write_failures(self.folder / f"failures{suffix}.csv", failures, rows)
         return results
+
+    @staticmethod
+    def _write_failures(path: Path, failures: Sequence[dict[str, object]], rows: Sequence[dict[str, object]]) -> None:
+        earlier = pd.DataFrame(columns=FAILURE_COLUMNS)
+        if path.exists():
+            earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+        again = {tuple(str(row[name]) for name in _SAME_RUN) for row in rows}
+        kept = [row not in again for row in earlier[_SAME_RUN].astype(str).itertuples(index=False, name=None)]
+        left = pd.concat([earlier[kept], pd.DataFrame(failures, columns=FAILURE_COLUMNS).astype(str)])
+        if left.empty:
+            path.unlink(missing_ok=True)
+            return
+        with replacing(path) as temporary:
+            left.to_csv(temporary, index=False, lineterminator="\n")
 
     def write_tuning(self, tuning: Tuning) -> None:
         """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system.
@@ -156,4 +188,6 @@ def summary_line(evaluated: Sequence[EvaluatedEpisode], system: str, split: str)
     who = annotators[0] if len(annotators) == 1 else f"{len(annotators)} annotators"
     values = {name: np.array([getattr(one.scores, name) for one in evaluated]) for name in METRICS}
     cells = "  ".join(f"{name} {value.mean():.1f} ± {value.std():.1f}" for name, value in values.items())
-    return f"[metaperser] {system} on {split} ({who}, {len(evaluated)} episodes): {cells}"
+    failed = sum(one.divergence is not None for one in evaluated)
+    failures = f"; {failed} failed (they diverged, and count as deciding for no emotion)" if failed else ""
+    return f"[metaperser] {system} on {split} ({who}, {len(evaluated)} episodes): {cells}{failures}"

@@ -35,6 +35,7 @@ from s3prl_metaperser.datasets import (
     loader,
 )
 from s3prl_metaperser.distributed import own_share
+from s3prl_metaperser.divergence import Divergence, find_divergence
 from s3prl_metaperser.dropout import seed_dropout
 from s3prl_metaperser.episodes import (
     Episode,
@@ -45,6 +46,7 @@ from s3prl_metaperser.episodes import (
 )
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.expressed import estimate_expressed
+from s3prl_metaperser.learner import MetaLoss
 from s3prl_metaperser.metrics import METRICS
 from s3prl_metaperser.model import ListenerModel
 from s3prl_metaperser.network import Network
@@ -203,15 +205,57 @@ class Run(Network):
     ) -> Tensor:
         if not isinstance(batch, list):
             loss = minibatch_loss(self.learner, self.features, batch, dropout_seed)
+            if not bool(loss.isfinite()):
+                self._check_weights()
+                # s3prl takes no step on a gradient that is not a number.
+                tqdm.write("[metaperser] warning: the loss of this batch is not finite; it is passed over", sys.stderr)
             records["loss"].append(loss.item())
             return loss
         share = own_share()
         progress = share.position(batches_seen) / (share.world * self._total_batches)
-        meta = episodes_loss(self.learner, self.features, batch, self.settings.meta.query, progress)
+        meta = self._episodes_loss(batch, progress)
         records["query_loss"].append(meta.loss.item())
         for step, value in enumerate(meta.support.tolist()):
             records[f"support_loss/step{step}"].append(value)
         return meta.loss
+
+    def _episodes_loss(self, episodes: Sequence[Episode], progress: float) -> MetaLoss:
+        """Give the outer loss, without the episodes whose inner loops leave the finite numbers."""
+        query = self.settings.meta.query
+        meta = episodes_loss(self.learner, self.features, episodes, query, progress)
+        if _is_finite(meta):
+            return meta
+        self._check_weights()
+        # Side by side losses are summed, so whose it was is found one by one; that is paid for only when it happens.
+        alone = [episodes_loss(self.learner, self.features, [episode], query, progress) for episode in episodes]
+        found = [
+            find_divergence(episode, own.support.cpu().numpy(), bool(own.loss.isfinite()))
+            for episode, own in zip(episodes, alone, strict=True)
+        ]
+        diverged = [one for one in found if one is not None]
+        named = "; ".join(_some(str(one) for one in diverged))
+        if self.settings.meta.on_divergence == "stop":
+            raise MetaPerSERError(
+                f"{named}; lower meta.inner_lr or optimizer.lr, or set meta.on_divergence: skip to train without such "
+                "episodes"
+            )
+        tqdm.write(f"[metaperser] warning: {named}; training goes on without", file=sys.stderr)
+        sound = [episode for episode, one in zip(episodes, found, strict=True) if one is None]
+        # Without any, the loss stays what it is: s3prl takes no step on a gradient that is not a number.
+        return episodes_loss(self.learner, self.features, sound, query, progress) if sound else meta
+
+    def _check_weights(self) -> None:
+        """Stop where it is the model itself that has left the finite numbers: nothing would come of going on."""
+        learned = {**self.learner.shared_tensors(), **dict(self.learner.named_parameters())}
+        trainable = self.of_upstream.trainable
+        if trainable is not None:
+            learned |= trainable.adapted
+        for name, tensor in learned.items():
+            if not bool(tensor.isfinite().all()):
+                raise MetaPerSERError(
+                    f"the weights {name} are no longer finite: the last outer steps were too large; go on from an "
+                    "earlier checkpoint (-e) with a lower optimizer.lr, or a lower runner.gradient_clipping"
+                )
 
     def log_training(self, records: dict[str, list[Any]], logger: Any, global_step: int) -> None:
         """Write losses (means over ``log_step``) and LSLR's rates to TensorBoard."""
@@ -256,15 +300,17 @@ class Run(Network):
         for episode, probabilities, scores in zip(
             batch, prediction.probabilities, prediction.scores(batch), strict=True
         ):
-            if not np.isfinite(probabilities).all():
-                tqdm.write(
-                    f"[metaperser] warning: adaptation to {episode.annotator}, episode {episode.index}, diverged; "
-                    "it counts as deciding for no emotion",
-                    file=sys.stderr,
-                )
-            records["episodes"].append(EvaluatedEpisode(episode, probabilities, scores))
+            divergence = None if np.isfinite(probabilities).all() else self._where_it_diverged(episode)
+            if divergence is not None:
+                tqdm.write(f"[metaperser] warning: {divergence}; it counts as deciding for no emotion", file=sys.stderr)
+            records["episodes"].append(EvaluatedEpisode(episode, probabilities, scores, divergence))
         if len(prediction.support_losses):
             records["support_losses"].append((len(batch), prediction.support_losses))
+
+    def _where_it_diverged(self, episode: Episode) -> Divergence | None:
+        """Adapt to a failed episode alone: among others it cannot be told whose loss it was that left the numbers."""
+        alone = self.system.predict(self.learner, self.features, [episode])
+        return find_divergence(episode, alone.support_losses, is_finite_after=False)
 
     def log_evaluation(
         self, split: str, records: dict[str, list[Any]], logger: Any, global_step: int, best: float
@@ -310,6 +356,10 @@ class Run(Network):
             line += f"  → {path}"
         tqdm.write(line)
         return dev_score
+
+
+def _is_finite(meta: MetaLoss) -> bool:
+    return bool(meta.loss.isfinite()) and bool(meta.support.isfinite().all())
 
 
 def _some(names: Any, most: int = 8) -> list[str]:

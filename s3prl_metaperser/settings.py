@@ -39,6 +39,7 @@ AggregatedTargets = Literal["mean", "expressed"]
 Recipe = Literal["paper", "best"]
 Precision = Literal["float32", "bfloat16"]
 Backend = Literal["analytic", "higher", "checkpointed"]
+OnDivergence = Literal["skip", "stop"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -155,6 +156,8 @@ class MetaSettings:
     """How the meta-gradient is made: ``analytic``, with the inner gradients written out, where the model is a weighted
     sum and two linear layers and nothing else; ``higher``, one graph of all inner steps; ``checkpointed``, one step's
     graph at a time. The same gradient. None: the quickest that applies, and ``checkpointed`` in scope ``entire``."""
+    on_divergence: OnDivergence = "skip"
+    """What meta-training does when an inner loop leaves the finite numbers: go on without that episode, or stop."""
 
 
 @_strict

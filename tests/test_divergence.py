@@ -1,0 +1,131 @@
+"""Inner loops that leave the finite numbers: named where they do, counted as failed, and left out of meta-training."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from runner_stand_in import arguments
+from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
+from s3prl.upstream.interfaces import Featurizer
+
+from s3prl_metaperser.adaptation.rates import FixedRate
+from s3prl_metaperser.episodes import Examples
+from s3prl_metaperser.expert import DownstreamExpert
+from s3prl_metaperser.reporting import EvaluatedEpisode
+from s3prl_metaperser.systems import task_batch
+
+ABSURD = {"inner_lr": 1e30}
+
+
+def bound(given):
+    expert = DownstreamExpert(**given)
+    upstream = fbank_no_cmvn()
+    expert.bind(upstream, Featurizer(upstream, upstream_device="cpu"))
+    return expert
+
+
+@pytest.mark.parametrize("backend", ["analytic", "higher"])
+def test_an_absurd_rate_is_named_by_annotator_episode_and_step(tmp_path, small_corpus, capfd, backend):
+    expert = bound(arguments(small_corpus, tmp_path, meta=ABSURD | {"backend": backend, "on_divergence": "stop"}))
+    (_, episodes) = next(iter(expert.get_dataloader("train")))
+    with pytest.raises(SystemExit) as exit_:
+        expert("train", [], episodes, records=defaultdict(list))
+    assert exit_.value.code == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    for episode in episodes:
+        assert f"adaptation to {episode.annotator}, episode {episode.index}, diverged at inner step" in line
+    assert "meta.on_divergence: skip" in line
+
+
+def test_training_goes_on_with_the_episodes_that_are_sound(tmp_path, small_corpus, capfd):
+    """One annotator's labels weigh so much that the loss overflows; loss and gradient are those of the others."""
+    given = arguments(small_corpus, tmp_path, meta={"query": "combined"})
+    expert, alone = bound(given), bound(given)
+    alone.load_state_dict(expert.state_dict())
+    (_, (first, *sound)) = next(iter(expert.get_dataloader("train")))
+    heavy = Examples(first.support.utterances, first.support.targets * np.float32(3e38))
+    sick = replace(first, support=heavy, query=heavy)
+    records = defaultdict(list)
+    loss, expected = (
+        expert("train", [], [sick, *sound], records=records),
+        alone("train", [], sound, records=defaultdict(list)),
+    )
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    own, others = dict(expert.named_parameters()), dict(alone.named_parameters())
+    assert any(parameter.grad is not None for parameter in own.values())
+    assert all(torch.equal(own[name].grad, others[name].grad) for name in own if own[name].grad is not None)
+    assert np.isfinite(records["query_loss"]).all()
+    warning = capfd.readouterr().err
+    assert f"adaptation to {sick.annotator}, episode {sick.index}, diverged at inner step 0 of 5" in warning
+    assert "training goes on without" in warning
+    assert not any(episode.annotator in warning for episode in sound)
+
+
+def evaluated(expert):
+    records = defaultdict(list)
+    for _, episodes in expert.get_dataloader("test"):
+        expert.run.evaluate("test", episodes, records)
+    return records
+
+
+class Log:
+    def add_scalar(self, *args, **kwargs):
+        pass
+
+
+def test_an_episode_that_diverges_at_meta_test_has_failed_visibly(tmp_path, small_corpus, capfd):
+    """Its row is there, as of a system that decides for nothing, and failures.csv names the step; once mended, none."""
+    fixed = {"lr": 1e30, "steps": 4}
+    given = arguments(small_corpus, tmp_path, "entire_few", adaptation=fixed) | {"mode": "evaluate", "init_ckpt": "x"}
+    expert = bound(given)
+    records = evaluated(expert)
+    (first, second) = records["episodes"]
+    assert isinstance(first, EvaluatedEpisode)
+    assert first.divergence is not None
+    expert.log_records("test", records, Log(), 0, [], 1)
+    out, err = capfd.readouterr()
+    assert "warning: adaptation to E1, episode 0, diverged at inner step" in err
+    assert "2 failed (they diverged, and count as deciding for no emotion)" in out
+    folder = tmp_path / "run"
+    failures = pd.read_csv(folder / "failures.csv")
+    assert failures["episode"].tolist() == [0, 1]
+    assert failures["diverged_at_step"].tolist() == [first.divergence.step, second.divergence.step]
+    assert 0 < first.divergence.step < 4
+    results = pd.read_csv(folder / "results.csv")
+    ticked = [(one.episode.query.targets > 0).mean() for one in (first, second)]
+    assert results["miF1"].tolist() == [0, 0]
+    np.testing.assert_allclose(results["UA"], 100 * (1 - np.array(ticked)), atol=1e-3)
+
+    mended = bound(given | {"downstream_expert": given["downstream_expert"] | {"adaptation": {"lr": 0.01, "steps": 4}}})
+    mended.log_records("test", evaluated(mended), Log(), 0, [], 1)
+    assert not (folder / "failures.csv").exists()
+    assert (pd.read_csv(folder / "results.csv")["miF1"] > 0).all()
+
+
+def test_weights_that_are_not_finite_stop_training(tmp_path, small_corpus, capfd):
+    for system in ("meta_perser", "entire_zero"):
+        expert = bound(arguments(small_corpus, tmp_path / system, system))
+        (_, batch) = next(iter(expert.get_dataloader("train")))
+        with torch.no_grad():
+            expert.learner.model.classifier.bias[0] = float("nan")
+        with pytest.raises(SystemExit):
+            expert("train", [], batch, records=defaultdict(list))
+        assert "weights classifier.bias are no longer finite" in capfd.readouterr().err
+
+
+def test_one_class_and_silence_are_no_reason_to_diverge(tmp_path, small_corpus):
+    """A support of nothing but one emotion, and of clips that are all the same: the loss falls."""
+    expert = bound(arguments(small_corpus, tmp_path, "entire_few"))
+    learner, features = expert.learner, expert.run.features
+    one_class = np.zeros((4, 9), dtype=np.float32)
+    one_class[:, 2] = 1
+    name = expert.run.split.train[0].examples.utterances[0]
+    support = task_batch([Examples((name,) * 4, one_class)], features, learner.class_weights.device)
+    adapted = learner.adapt_to(support, FixedRate(0.1), 50)
+    assert torch.isfinite(adapted.losses).all()
+    assert adapted.losses[-1] < adapted.losses[0]
