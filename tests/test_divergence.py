@@ -1,13 +1,15 @@
 """Inner loops that leave the finite numbers: named where they do, counted as failed, and left out of meta-training."""
 
+import shutil
 from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
-from runner_stand_in import arguments
+from runner_stand_in import arguments, one_training_step
 from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 
@@ -129,3 +131,38 @@ def test_one_class_and_silence_are_no_reason_to_diverge(tmp_path, small_corpus):
     adapted = learner.adapt_to(support, FixedRate(0.1), 50)
     assert torch.isfinite(adapted.losses).all()
     assert adapted.losses[-1] < adapted.losses[0]
+
+
+def test_silent_and_clipped_recordings_train_like_any_other(tmp_path, small_corpus):
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    samples, rate = soundfile.read(corpus / "audio/Ses03_04.wav")
+    soundfile.write(corpus / "audio/Ses03_04.wav", np.zeros(len(samples)), rate)
+    soundfile.write(corpus / "audio/Ses03_05.wav", np.sign(samples), rate)
+    assert torch.isfinite(one_training_step(arguments(corpus, tmp_path)))
+
+
+def test_a_clip_whose_features_are_not_finite_is_named(tmp_path, small_corpus, capfd):
+    def quiet_is_nothing():
+        """An upstream that takes the logarithm of a clip's power without a floor."""
+        upstream = fbank_no_cmvn()
+        forward = upstream.forward
+
+        def loudness(wavs):
+            given = forward(wavs)
+            own = [
+                frames - wav.square().mean().log() for frames, wav in zip(given["hidden_states"][0], wavs, strict=True)
+            ]
+            return {"hidden_states": [torch.stack(own)]}
+
+        upstream.forward = loudness
+        return upstream
+
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    samples, rate = soundfile.read(corpus / "audio/Ses03_04.wav")
+    soundfile.write(corpus / "audio/Ses03_04.wav", np.zeros(len(samples)), rate)
+    with pytest.raises(SystemExit) as exit_:
+        one_training_step(arguments(corpus, tmp_path), quiet_is_nothing)
+    assert exit_.value.code == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "Ses03_04.wav" in error
+    assert "features of it that are not finite" in error

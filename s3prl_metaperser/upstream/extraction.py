@@ -176,7 +176,7 @@ def _read_ahead(paths: Sequence[Path], lengths: Sequence[int]) -> Generator[Tens
 
 def _pool(pooled: PooledUpstream, paths: Sequence[Path], wavs: Sequence[Tensor]) -> list[PooledClip]:
     try:
-        return pooled(wavs)
+        clips = pooled(wavs)
     except MetaPerSERError as error:
         raise MetaPerSERError(f"audio file {paths[0]}: {error}") from None
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -184,6 +184,13 @@ def _pool(pooled: PooledUpstream, paths: Sequence[Path], wavs: Sequence[Tensor])
             raise
         names = ", ".join(map(str, paths))
         raise MetaPerSERError(f"the upstream failed on {names}: {error}; is the clip too short for it?") from None
+    for path, clip in zip(paths, clips, strict=True):
+        if not bool(clip.statistics.isfinite().all()):
+            raise MetaPerSERError(
+                f"audio file {path}: {pooled.name} makes features of it that are not finite; leave the recording out, "
+                "or see whether the upstream's checkpoint is whole"
+            )
+    return clips
 
 
 @dataclass(frozen=True)
