@@ -50,7 +50,7 @@ def test_the_walk_works_as_written(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     walk = commands(section("Use it"))
-    assert len(walk) == 13
+    assert len(walk) == 14
     printed = {}
     for command in walk:
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -62,6 +62,7 @@ def test_the_walk_works_as_written(tmp_path):
     assert heard["utterance"] == "Ses01F_impro01_F000"
     assert f"Ses01F_impro01_F000.wav  {', '.join(heard['emotions'])} " in told["predict"]
     assert (tmp_path / "my.ckpt").stat().st_size < 10_000
+    assert (tmp_path / "portrait_figures/map.png").exists()
     in_python(tmp_path, environment)
     for path in ("results.csv", "predictions.csv", "dev-best.ckpt"):
         assert (tmp_path / "result/meta_perser" / path).exists()
