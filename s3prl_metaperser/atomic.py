@@ -1,4 +1,8 @@
-"""Files that are either whole or not there: written under a temporary name beside the target, then renamed."""
+"""Files that are either whole or not there: written under a temporary name beside the target, then renamed.
+
+A process that is killed while it writes leaves its temporary file behind, hidden (``.NAME.XXXXXXXX``) and without a
+lock. Whoever writes the same file next removes it.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,90 @@ import fcntl
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from weakref import WeakSet
+
+from s3prl_metaperser.errors import MetaPerSERError
+
+LEFTOVER_SECONDS = 60.0
+"""A temporary file that nobody has a lock on may just be about to be locked; after so long it is a killed process's."""
+
+
+class UnwritableError(MetaPerSERError, OSError):
+    """A file that the file system does not let be written: bad input to us, an ``OSError`` to whom that says more."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror, str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}; what was there before is as it was"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and rename it over ``path`` when the block ends well.
 
+    The content is on the disk before it has its name, so that not even a power cut leaves half a file.
+
     Args:
         path: the file to be made or replaced; its folder is created.
 
     Yields:
         The temporary path to write to. After an exception it is removed and ``path`` is as it was.
+
+    Raises:
+        UnwritableError: for what the file system refuses, in the block too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            # Held until the file has its name: it tells a file that is being written from one of a killed process.
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            _bring_to_disk(temporary)
+            os.replace(temporary, path)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
+    except MetaPerSERError:
+        raise
+    except OSError as error:
+        raise UnwritableError(path, error) from None
+
+
+def _bring_to_disk(path: Path) -> None:
+    # Whoever wrote it may have put another file in the place of the one that was made for it.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` have left."""
+    for name in os.listdir(path.parent):
+        if not (name.startswith(f".{path.name}.") and len(name) == len(path.name) + 10):
+            continue
+        leftover = path.parent / name
+        try:
+            if time.time() - leftover.stat().st_mtime < LEFTOVER_SECONDS:
+                continue
+            with leftover.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+        except OSError:
+            continue  # locked, so it is being written; or another process was quicker
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,4 +115,44 @@ def locked(file: IO[str], waiting: str) -> Iterator[None]:
     except BlockingIOError:
         print(waiting, file=sys.stderr, flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
+    _held.add(file)
     yield
+
+
+def hold(path: Path, taken: str) -> None:
+    """Take an exclusive lock between processes until this process ends, however it ends; once is enough.
+
+    Args:
+        path: a file that stands for what is locked, made if need be.
+        taken: the error's message when another process holds the lock.
+
+    Raises:
+        MetaPerSERError: when another process holds the lock, or the file cannot be made.
+    """
+    if path.resolve() in _held_to_the_end:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise UnwritableError(path, error) from None
+    try:
+        # Not flock, whose locks a forked process would share and keep.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise MetaPerSERError(taken) from None
+    _held_to_the_end[path.resolve()] = file
+
+
+_held_to_the_end: dict[Path, IO[str]] = {}
+_held: WeakSet[IO[str]] = WeakSet()
+
+
+def _let_go() -> None:
+    """Close a forked process's copies: a lock is to end with the process that took it, not with one it has forked."""
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
