@@ -12,6 +12,7 @@ from zipfile import is_zipfile
 
 import torch
 
+from s3prl_metaperser import torch_files
 from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.episodes import Split, Task
 from s3prl_metaperser.errors import MetaPerSERError
@@ -171,13 +172,18 @@ def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load an s3prl checkpoint onto the CPU with torch's safe loader.
+    """Load an s3prl checkpoint onto the CPU with torch's safe loader, once its checksums have been found to match.
 
     Raises:
         MetaPerSERError: when there is no such file, or it is not a whole s3prl checkpoint of this downstream.
     """
     if not path.is_file():
         raise MetaPerSERError(f"checkpoint {path} does not exist; expected a file such as RUN/dev-best.ckpt")
+    damage = torch_files.damage(path)
+    if damage is not None:
+        raise MetaPerSERError(
+            f"checkpoint {path} is not a readable torch file ({damage}); train it again or use an older one"
+        )
     # s3prl keeps its command line in the checkpoint as a Namespace.
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
@@ -186,7 +192,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception:
         # On bytes that are no checkpoint torch's loader raises whatever its parser stumbles over.
         raise MetaPerSERError(
-            f"checkpoint {path} is not a readable torch file (truncated?); train it again or use an older one"
+            f"checkpoint {path} is not a readable torch file; train it again or use an older one"
         ) from None
     state = checkpoint.get(DOWNSTREAM) if isinstance(checkpoint, dict) else None
     extra_state(state if isinstance(state, dict) else {}, f"checkpoint {path}")

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from s3prl_metaperser.atomic import replacing
+from s3prl_metaperser import torch_files
 from s3prl_metaperser.checkpoints import (
     DOWNSTREAM,
     EXTRA_STATE,
@@ -94,8 +93,7 @@ def write_personal(
         "Config": _config(given),
     }
     try:
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        torch_files.save(content, path)
     except OSError as error:
         raise MetaPerSERError(f"{path}: cannot be written ({error.strerror})") from None
 

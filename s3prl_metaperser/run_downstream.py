@@ -10,6 +10,13 @@ The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_d
   any downstream.
 - s3prl 0.4 imports with torchaudio 2.9 and huggingface_hub 1, by stand-ins for the names these have dropped. They are
   installed only where a name is missing, and say so when something really needs them.
+- Checkpoints are whole or not there, under the name they have: ``torch.save`` to a path, as s3prl's runner calls it,
+  is replaced in this process by :func:`s3prl_metaperser.torch_files.save` (a temporary name, brought to the disk, then
+  renamed). s3prl's own writes into the file itself, so that a kill leaves a part of it.
+- ``-e FOLDER`` and ``-a`` pass over a newest ``states-STEP.ckpt`` that is cut off or does not match its checksums, say
+  so, and take the one before; training renames it to ``damaged-states-STEP.ckpt``. The stock command takes the newest,
+  and ends in torch's traceback if that is damaged: delete it then, and give the command again.
+- Disk full, or a folder that cannot be written: one line on stderr with exit code 2, and files as they were before.
 - Bad input ends in one line on stderr with exit code 2, before anything is written: :mod:`s3prl_metaperser.preflight`.
 - Launched with several processes by ``torchrun`` or ``torch.distributed.launch``, it knows its rank as these give it
   today; s3prl's parser knows the flag as torch gave it before version 2.
@@ -19,16 +26,24 @@ The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_d
 from __future__ import annotations
 
 import argparse
+import errno
+import functools
 import importlib.util
 import logging
+import os
 import sys
+import threading
 import types
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
-from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.atomic import UnwritableError
+from s3prl_metaperser.errors import EXIT_CODE, MetaPerSERError, exit_with
 
 PROGRAM = "run_downstream"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+"""What the file system says of a full disk, a used-up quota, and files and folders that may not be written."""
 
 
 def main(sets_run_up_first: bool = True) -> None:
@@ -48,7 +63,16 @@ def main(sets_run_up_first: bool = True) -> None:
 
     from s3prl.run_downstream import main as run_s3prl
 
-    run_s3prl()
+    threading.excepthook = _end_with_thread
+    try:
+        run_s3prl()
+    except MetaPerSERError as error:
+        raise exit_with(error, PROGRAM) from None
+    except OSError as error:
+        unwritable = _unwritable(error)
+        if unwritable is None:
+            raise
+        raise exit_with(unwritable, PROGRAM) from None
 
 
 def make_ready() -> None:
@@ -56,6 +80,43 @@ def make_ready() -> None:
     quieten()
     install_stand_ins()
     trust_namespaces()
+    save_whole_checkpoints()
+
+
+def save_whole_checkpoints() -> None:
+    """Make ``torch.save`` to a path write the file whole or not at all, in this process."""
+    import torch
+
+    from s3prl_metaperser import torch_files
+
+    save = torch.save
+    if getattr(save, "is_whole", False):
+        return
+
+    @functools.wraps(save)
+    def save_whole(obj: object, f: Any, *args: Any, **kwargs: Any) -> None:
+        if args or not isinstance(f, (str, os.PathLike)):
+            save(obj, f, *args, **kwargs)
+        else:
+            torch_files.save(obj, Path(f), **kwargs)
+
+    save_whole.is_whole = True  # type: ignore[attr-defined]
+    torch.save = save_whole
+
+
+def _unwritable(error: OSError) -> MetaPerSERError | None:
+    """Tell what the file system has refused from any other error of the operating system."""
+    if error.errno not in UNWRITABLE:
+        return None
+    return UnwritableError(Path(error.filename or "a file of this run"), error)
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """End the process with one of its threads: TensorBoard's, when it cannot write, would be waited for without end."""
+    if isinstance(failed.exc_value, OSError) and (unwritable := _unwritable(failed.exc_value)) is not None:
+        exit_with(unwritable, PROGRAM)
+        os._exit(EXIT_CODE)
+    threading.__excepthook__(failed)
 
 
 def quieten() -> None:

@@ -1,0 +1,72 @@
+"""Which of an experiment folder's states s3prl can go on from, where a kill or a full disk has damaged the newest."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_metaperser import torch_files
+from s3prl_metaperser.errors import MetaPerSERError
+
+SET_ASIDE = "damaged-"
+"""What the name of a damaged state begins with, once s3prl is not to find it any more."""
+
+
+def states(folder: Path | str) -> list[Path]:
+    """List ``states-STEP.ckpt`` as s3prl does, newest first.
+
+    Raises:
+        MetaPerSERError: for one without a step number, on which s3prl would fail.
+    """
+    found = [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/states-*.ckpt")]
+    try:
+        return sorted(found, key=lambda path: int(str(path).split("-")[-1].split(".")[0]), reverse=True)
+    except ValueError:
+        raise MetaPerSERError(
+            f"-e {folder}: holds a states-*.ckpt without a step number; name the .ckpt file"
+        ) from None
+
+
+def newest_sound(found: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Choose the newest of some states whose checksums match, and warn of those that it is chosen before.
+
+    Args:
+        found: as :func:`states` gives them; at least one.
+
+    Returns:
+        The state, and the damaged ones that are newer.
+
+    Raises:
+        MetaPerSERError: when all are damaged.
+    """
+    damaged: list[Path] = []
+    reasons: list[str] = []
+    for path in found:
+        reason = torch_files.damage(path)
+        if reason is None:
+            if damaged:
+                print(
+                    f"run_downstream: warning: {'; '.join(reasons)}; going on from the one before, {path}",
+                    file=sys.stderr,
+                )
+            return path, damaged
+        damaged.append(path)
+        reasons.append(f"checkpoint {path} is damaged ({reason})")
+    raise MetaPerSERError(f"{'; '.join(reasons)}: no sound checkpoint is left there; train again in another folder")
+
+
+def set_aside(damaged: Sequence[Path]) -> None:
+    """Rename damaged states: s3prl would count them, and delete the last sound one, before it saves the next.
+
+    Raises:
+        MetaPerSERError: when the folder cannot be written.
+    """
+    for path in damaged:
+        try:
+            path.rename(path.with_name(f"{SET_ASIDE}{path.name}"))
+        except FileNotFoundError:
+            continue  # another rank of the same training has just done so
+        except OSError as error:
+            raise MetaPerSERError(f"checkpoint {path} is damaged and cannot be renamed: {error.strerror}") from None
