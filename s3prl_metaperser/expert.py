@@ -60,7 +60,7 @@ class DownstreamExpert(nn.Module):
             self.network = Inference(downstream_expert, upstream_dim, kwargs)
         else:
             self.network = Run(downstream_expert, upstream_dim, Path(expdir), kwargs)
-            self.run.announce()
+            self.run.begin()
         self.learner = self.network.learner
         self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from s3prl_metaperser.atomic import locked, replacing
+from s3prl_metaperser.atomic import hold, locked, replacing
 from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
 from s3prl_metaperser.errors import MetaPerSERError
@@ -63,6 +63,15 @@ class Report:
                 raise MetaPerSERError(
                     f"{path} has the columns {', '.join(columns)}; expected {', '.join(RESULT_COLUMNS)}: move it away"
                 )
+
+    def hold(self) -> None:
+        """Keep other processes from training into the folder until this one ends, however it ends.
+
+        Raises:
+            MetaPerSERError: when another one does.
+        """
+        taken = f"another process trains into {self.folder}; wait until it has ended, or give another folder with -p"
+        hold(self.folder / ".training.lock", taken)
 
     def write(self, split: str, evaluated: Sequence[EvaluatedEpisode]) -> Path:
         """Add these episodes' rows, in place of earlier rows of the same system, setting and annotator.
