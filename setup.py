@@ -45,6 +45,7 @@ setup(
         "s3prl_metaperser.experiments": ["*.jinja"],
         "s3prl_metaperser.publishing": ["*.jinja"],
         "s3prl_metaperser.portrait": ["*.jinja"],
+        "s3prl_metaperser.s3prl_export": ["*.jinja", "*.patch"],
     },
     # The ranges in which the stock `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with
     # torchaudio 2.9 or huggingface_hub 1. tensorboardX is what its runner imports without declaring it.

@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     from s3prl_metaperser.experiments import commands as experiments
     from s3prl_metaperser.personalize import commands as personalize
     from s3prl_metaperser.portrait import commands as portrait
+    from s3prl_metaperser.s3prl_export import commands as s3prl_export
 
     parser = argparse.ArgumentParser(
         prog="metaperser",
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     portrait.register(subparsers)
     _register_config(subparsers)
     _register_links(subparsers)
+    s3prl_export.register(subparsers)
     return parser
 
 

@@ -121,5 +121,6 @@ def run_demo_corpus(args: argparse.Namespace) -> int:
     from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 
     write_demo_corpus(args.out, args.seed, args.overwrite)
-    print(f"written to {args.out}; next: metaperser prepare iemocap {args.out} --out CORPUS")
+    print(f"written to {args.out}")
+    print(f"next: metaperser prepare iemocap {args.out} --out CORPUS")
     return 0
