@@ -3,7 +3,8 @@
 s3prl itself finds out about a misspelt upstream or a missing checkpoint halfway, in a traceback, with the experiment's
 folder already made. Here the arguments are parsed by s3prl's own parser, resolved as s3prl will resolve them
 (``-e`` and ``-a`` take most arguments from the checkpoint, ``-o`` overrides all), and each is looked at; nothing is
-written, and no model is built.
+written, and no model is built. A damaged newest ``states-STEP.ckpt`` is passed over for the one before it; training
+that goes on from that renames it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import glob
 import importlib.util
 import os
 import pkgutil
@@ -21,11 +21,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import yaml
 
-from s3prl_metaperser import configs
+from s3prl_metaperser import configs, resuming, torch_files
 from s3prl_metaperser.errors import MetaPerSERError, suggest
+from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.preflight_upstream import check_upstream
+from s3prl_metaperser.yaml_text import read_yaml
 
 RUNNER_KEYS = (
     "total_steps",
@@ -54,17 +55,22 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
             will; it says the same of them itself, when s3prl has made the experiment's folder.
 
     Returns:
-        The command line to give to s3prl: the same, with the path of an installed config where it was given by name.
+        The command line to give to s3prl: the same, with the path of an installed config where it was given by name,
+        and the path of the newest sound checkpoint where ``-e FOLDER`` or ``-a`` would take a damaged one.
 
     Raises:
         MetaPerSERError: s3prl would fail on it.
         SystemExit: s3prl's parser does not accept it, or was asked for ``--help``.
     """
     hub = _import_hub()
-    args = _parse(arguments)
+    parsed = _parse(arguments)
+    args = parsed.namespace
     passed_on = list(arguments)
+    saved: dict[str, Any] = {}
 
-    checkpoint_path = _past_experiment(args)
+    checkpoint_path, damaged = _past_experiment(args)
+    if damaged:
+        passed_on = [*_without_auto_resume(passed_on), "-e", str(checkpoint_path)]
     if checkpoint_path is not None:
         checkpoint = _load_checkpoint(checkpoint_path, "-e")
         config = copy.deepcopy(checkpoint["Config"])
@@ -80,7 +86,12 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
             passed_on += ["-c", str(path)]
         config = _load_config(path)
 
-    _apply_overrides(args, config)
+    given = _apply_overrides(args, config)
+    check_types(parsed.actions, args, f"-e {checkpoint_path}" if saved else "the command line")
+    check_trusted(saved, [name.removeprefix("args.") for name, _ in given], f"-e {checkpoint_path}")
+    if any(literal != text for _, (text, literal) in given):
+        # s3prl evaluates each value as Python. What it gets is a literal, of the value that is checked here.
+        passed_on += ["-o", ",,".join(f"{name}={literal}" for name, (_, literal) in given)]
     _check_downstream(args.downstream)
     check_upstream(args, hub)
     if args.init_ckpt is not None and checkpoint_path is None:
@@ -92,6 +103,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         _check_run(args, config)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")
+    if args.mode == "train":
+        resuming.set_aside(damaged)
     return passed_on
 
 
@@ -108,14 +121,15 @@ def _import_hub() -> ModuleType:
 
 
 class _Parsed(BaseException):
-    """Carries the parsed arguments out of s3prl's function."""
+    """Carries the parsed arguments, and what the parser knows, out of s3prl's function."""
 
-    def __init__(self, namespace: argparse.Namespace) -> None:
+    def __init__(self, namespace: argparse.Namespace, actions: list[argparse.Action]) -> None:
         super().__init__()
         self.namespace = namespace
+        self.actions = actions
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> _Parsed:
     """Parse with s3prl's own parser, whatever its version.
 
     s3prl builds its parser and acts upon the result in one function, so that function is stopped between the two.
@@ -125,41 +139,39 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
-        raise _Parsed(parse_args(parser, list(arguments)))
+        raise _Parsed(parse_args(parser, list(arguments)), parser._actions)
 
     argparse.ArgumentParser.parse_args = parse_and_stop  # type: ignore[method-assign, assignment]
     try:
         get_downstream_args()
     except _Parsed as parsed:
-        return parsed.namespace
+        return parsed
     finally:
         argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]
     raise MetaPerSERError("this version of s3prl reads its command line in an unknown way: use s3prl 0.4")
 
 
-def _past_experiment(args: argparse.Namespace) -> Path | None:
-    """Find the checkpoint that s3prl will resume from, by ``-e`` or ``-a``."""
+def _past_experiment(args: argparse.Namespace) -> tuple[Path | None, list[Path]]:
+    """Find the checkpoint that s3prl is to resume from, by ``-e`` or ``-a``, and damaged ones that are newer."""
     expdir = args.expdir or f"result/downstream/{args.expname}"
     past = args.past_exp
-    if args.auto_resume and _states(expdir):
+    if args.auto_resume and resuming.states(expdir):
         past = expdir
     if past is None:
-        return None
+        return None, []
     if not os.path.isdir(past):
-        return Path(past)
-    states = _states(past)
+        return Path(past), []
+    states = resuming.states(past)
     if not states:
         raise MetaPerSERError(
             f"-e {past}: no checkpoint in this folder; expected states-STEP.ckpt, or name a .ckpt file"
         )
-    try:
-        return Path(max(states, key=lambda path: int(path.split("-")[-1].split(".")[0])))
-    except ValueError:
-        raise MetaPerSERError(f"-e {past}: holds a states-*.ckpt without a step number; name the .ckpt file") from None
+    return resuming.newest_sound(states)
 
 
-def _states(folder: str) -> list[str]:
-    return glob.glob(f"{glob.escape(folder)}/states-*.ckpt")
+def _without_auto_resume(arguments: Sequence[str]) -> list[str]:
+    """Leave out ``-a``, for which s3prl would look into the folder once more."""
+    return [one for one in arguments if not (one == "-a" or (len(one) > 2 and "--auto_resume".startswith(one)))]
 
 
 def _load_checkpoint(path: Path, flag: str) -> Config:
@@ -168,6 +180,9 @@ def _load_checkpoint(path: Path, flag: str) -> Config:
         raise MetaPerSERError(
             f"{flag} {path}: no such file; expected a checkpoint, such as states-STEP.ckpt or dev-best.ckpt"
         )
+    damage = torch_files.damage(path)
+    if damage is not None:
+        raise MetaPerSERError(f"{flag} {path}: not readable as a checkpoint ({damage})")
     try:
         checkpoint = torch.load(path, map_location="cpu")
     except Exception:  # whatever: torch's unpickler fails in any way on bytes that are not its own
@@ -204,12 +219,8 @@ def _config_path(args: argparse.Namespace) -> Path:
 
 def _load_config(path: Path) -> Config:
     try:
-        with path.open(encoding="utf-8") as file:
-            config = yaml.load(file, Loader=yaml.FullLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise MetaPerSERError(f"{path}{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
         raise MetaPerSERError(f"{path}: not valid YAML: {error}") from None
     except OSError as error:
         raise MetaPerSERError(f"{path}: cannot be read: {error.strerror}") from None
@@ -220,20 +231,27 @@ def _load_config(path: Path) -> Config:
     return config
 
 
-def _apply_overrides(args: argparse.Namespace, config: Config) -> None:
-    """Do to ``args`` and ``config`` what s3prl's ``override`` will do, without evaluating anything but literals."""
+def _apply_overrides(args: argparse.Namespace, config: Config) -> list[tuple[str, tuple[str, str]]]:
+    """Do to ``args`` and ``config`` what s3prl's ``override`` will do, without evaluating anything but literals.
+
+    Returns:
+        For each: what is set, such as ``args.seed``, the value's text as it was given, and as a Python literal.
+    """
+    given: list[tuple[str, tuple[str, str]]] = []
     if args.override is None or args.override.lower() == "none":
-        return
+        return given
     known = sorted(vars(args))
     for option in args.override.split(",,"):
-        where = f"-o {option.strip()!r}"
+        where = f"-o {option.strip()!r:.100}"
         key, *values = option.split("=")
         root, *names = key.strip().split(".")
         if len(values) != 1 or root not in ("args", "config") or not all(names) or not names:
             raise MetaPerSERError(
                 f"{where}: expected args.NAME=VALUE or config.KEY.KEY=VALUE, each with one '=', several joined by ',,'"
             )
-        value = _literal(values[0].strip())
+        text = values[0].strip()
+        value, literal = _literal(text)
+        given.append((key.strip(), (text, literal)))
         if root == "args":
             if len(names) > 1 or names[0] not in known:
                 raise MetaPerSERError(f"{where}: no such argument; {suggest('.'.join(names), known)}")
@@ -243,15 +261,19 @@ def _apply_overrides(args: argparse.Namespace, config: Config) -> None:
         for name in names[:-1]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise MetaPerSERError(f"{where}: {name!r} holds the value {place!r} in the config, not further keys")
+                raise MetaPerSERError(
+                    f"{where}: {name!r} holds the value {place!r:.80} in the config, not further keys"
+                )
         place[names[-1]] = value
+    return given
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> tuple[Any, str]:
+    """Read a value as a Python literal, or else as text; give it, and what s3prl is to evaluate for it."""
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text), text
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        return text, repr(text)
 
 
 def _check_downstream(name: str) -> None:

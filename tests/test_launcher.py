@@ -52,7 +52,7 @@ def checkpoint(tmp_path):
     """A checkpoint as s3prl's runner writes it, of the upstream fbank."""
     folder = tmp_path / "past"
     folder.mkdir()
-    args = preflight._parse(f"-m train -d example -u fbank --device cpu -p {folder} -c gone.yaml".split())
+    args = preflight._parse(f"-m train -d example -u fbank --device cpu -p {folder} -c gone.yaml".split()).namespace
     path = folder / "states-2.ckpt"
     torch.save({"Args": args, "Config": CONFIG, "Step": 2, "Epoch": 0}, path)
     return path
@@ -160,7 +160,7 @@ def test_a_config_that_is_no_text(tmp_path):
 def test_an_installed_config_goes_by_its_name(config, monkeypatch):
     monkeypatch.setattr(configs, "available", lambda: {"mine": config})
     arguments = check("mine", "")
-    assert preflight._parse(arguments).config == str(config)
+    assert preflight._parse(arguments).namespace.config == str(config)
 
 
 def test_a_good_command_line_passes_unchanged(config):
@@ -185,13 +185,26 @@ class TestCheckpoints:
 
     def test_resuming_by_auto_resume(self, checkpoint):
         checkpoint.write_bytes(b"PK cut off")
-        with pytest.raises(MetaPerSERError, match=r"states-2\.ckpt: not readable"):
+        with pytest.raises(
+            MetaPerSERError, match=r"states-2\.ckpt is damaged \(10 bytes, .*no sound checkpoint is left"
+        ):
             preflight.check(f"-m train -a -p {checkpoint.parent} -u fbank -d example --device cpu".split())
 
-    def test_the_latest_state_is_the_one_that_is_read(self, checkpoint):
-        (checkpoint.parent / "states-10.ckpt").write_bytes(b"")
-        with pytest.raises(MetaPerSERError, match=r"states-10\.ckpt: not readable as a checkpoint \(0 bytes\)"):
-            preflight.check(f"-m train -e {checkpoint.parent} --device cpu".split())
+    def test_the_latest_sound_state_is_the_one_that_is_read(self, checkpoint, capsys):
+        folder = checkpoint.parent
+        for step, content in ((4, checkpoint.read_bytes()), (10, b""), (12, checkpoint.read_bytes()[:-500])):
+            (folder / f"states-{step}.ckpt").write_bytes(content)
+        sound = str(folder / "states-4.ckpt")
+        for mode, flags in (("evaluate", f"-e {folder}"), ("train", f"-a -p {folder} -u fbank -d example")):
+            passed_on = preflight.check(f"-m {mode} {flags} --device cpu".split())
+            read = preflight._parse(passed_on).namespace
+            assert (read.past_exp, read.auto_resume) == (sound, False)
+            said = capsys.readouterr().err
+            assert f"states-12.ckpt is damaged ({(folder / 'states-2.ckpt').stat().st_size - 500} bytes" in said
+            assert said.endswith(f"going on from the one before, {sound}\n")
+        assert {path.name for path in folder.iterdir()} == {
+            *("states-2.ckpt", "states-4.ckpt", "damaged-states-10.ckpt", "damaged-states-12.ckpt")
+        }
 
     @pytest.mark.parametrize("share", [0.3, 0.9])
     def test_a_truncated_checkpoint(self, checkpoint, share):
