@@ -424,15 +424,6 @@ def test_a_corpus_too_large_to_keep_gives_the_same_bits(tmp_path, recordings):
     assert torch.equal(gathered(most_bytes=10**9), gathered(most_bytes=0))
 
 
-def test_a_damaged_cache_file_is_named(tmp_path, recordings):
-    pooled = pooled_upstream(fbank_no_cmvn())
-    cached_features(FeatureCache(tmp_path / "c", IDENTITY), FileHashes(tmp_path, tmp_path), pooled, recordings, CPU)
-    (shard,) = (tmp_path / "c").rglob("shard-*.safetensors")
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(MetaPerSERError, match=rf"{shard.name} is damaged; delete it"):
-        FeatureCache(tmp_path / "c", IDENTITY).refresh()
-
-
 def test_features_that_do_not_vary_are_refused_with_the_cure():
     """s3prl's fbank normalises each utterance: pooled, every clip looks the same."""
     for upstream, fails in [(fbank(), True), (fbank_no_cmvn(), False)]:

@@ -4,14 +4,20 @@ A cache folder holds one folder for each identity (upstream, weights, selection,
 shards of pooled clips, keyed by the SHA-256 of the audio file. Shards are safetensors files: written under a temporary
 name and renamed, named by what they hold, never changed afterwards. A process that extracts holds the folder's lock,
 which the kernel releases when the process ends, however it ends.
+
+Every row has a CRC-32 in its shard, which is compared when the row is first read: opening a cache reads none. A shard
+whose checksums do not match is deleted, and its clips are extracted again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +32,10 @@ from s3prl_metaperser.atomic import locked, replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.pooling import PooledClip
 
-FORMAT = 2
-"""Of what is extracted and how. 2: each batch by one thread."""
+FORMAT = 3
+"""Of what is extracted, how, and how it is kept. 2: each batch by one thread. 3: with checksums."""
+STATISTICS, FRAME_DEVIATION = "statistics", "frame_deviation"
+"""The tensors of a shard."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,9 @@ class FeatureCache:
     Args:
         root: the cache folder.
         identity: what made the features.
+
+    Attributes:
+        damaged: shards that were found damaged when their headers were read.
     """
 
     def __init__(self, root: Path, identity: UpstreamIdentity) -> None:
@@ -95,6 +106,7 @@ class FeatureCache:
         self.identity = identity
         self._places: dict[str, tuple[Path, int]] = {}
         self._known_shards: set[Path] = set()
+        self.damaged: set[Path] = set()
         with naming_the_folder(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "identity.json").exists():
@@ -109,17 +121,32 @@ class FeatureCache:
             yield
 
     def refresh(self) -> None:
-        """Read the headers of shards that appeared since the last look."""
+        """Read the headers of shards that appeared since the last look; what is damaged is as good as not there."""
         for path in sorted(set(self.folder.glob("shard-*.safetensors")) - self._known_shards):
             try:
-                with safe_open(path, framework="pt") as shard:
-                    clips = json.loads(shard.metadata()["audio"])
-            except (SafetensorError, KeyError, TypeError, ValueError):
-                raise MetaPerSERError(
-                    f"feature cache file {path} is damaged; delete it, its clips will be extracted again"
-                ) from None
+                clips = _clips_of(path)
+            except DamagedShardError:
+                self.damaged.add(path)
+                continue
             self._places.update({audio: (path, row) for row, audio in enumerate(clips)})
             self._known_shards.add(path)
+
+    def drop(self, shard: Path) -> None:
+        """Forget a shard that has been found damaged, and delete it if it still is; only for whom :meth:`extracting`.
+
+        Another process may have put a sound one in its place meanwhile, which :meth:`refresh` then finds.
+        """
+        self._places = {audio: place for audio, place in self._places.items() if place[0] != shard}
+        self._known_shards.discard(shard)
+        self.damaged.discard(shard)
+        if not shard.exists():
+            return
+        try:
+            _check_all(shard)
+        except DamagedShardError as error:
+            print(f"[metaperser] {error}", file=sys.stderr, flush=True)
+            with naming_the_folder(self.folder):
+                shard.unlink(missing_ok=True)
 
     def __contains__(self, audio: str) -> bool:
         return audio in self._places
@@ -131,14 +158,18 @@ class FeatureCache:
             clips: audio SHA-256 → pooled clip.
         """
         names = list(clips)
-        name = hashlib.sha256("".join(names).encode()).hexdigest()[:20]
-        path = self.folder / f"shard-{name}.safetensors"
+        path = self.folder / _shard_name(names)
         tensors = {
-            "statistics": torch.stack([clips[audio].statistics for audio in names]),
-            "frame_deviation": torch.tensor([clips[audio].frame_deviation for audio in names]),
+            STATISTICS: torch.stack([clips[audio].statistics for audio in names]),
+            FRAME_DEVIATION: torch.tensor([clips[audio].frame_deviation for audio in names]),
         }
+        every = range(len(names))
+        checksums = {_checksums(name): torch.tensor(_checksum(tensor, every)) for name, tensor in tensors.items()}
         with naming_the_folder(self.folder), replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"audio": json.dumps(names)})
+            try:
+                save_file({**tensors, **checksums}, temporary, metadata={"audio": json.dumps(names)})
+            except SafetensorError as error:
+                raise OSError(errno.EIO, str(error)) from None
         self._places.update({audio: (path, row) for row, audio in enumerate(names)})
         self._known_shards.add(path)
 
@@ -150,9 +181,66 @@ class FeatureCache:
 
         Returns:
             (clips, S, dim) statistics and (clips,) frame deviations.
+
+        Raises:
+            DamagedShardError: when the first shard is damaged.
         """
         places = [self._places[name] for name in audio]
-        return StoredRows("statistics", places), StoredRows("frame_deviation", places)
+        return StoredRows(STATISTICS, places), StoredRows(FRAME_DEVIATION, places)
+
+
+class DamagedShardError(MetaPerSERError):
+    """A shard of the feature cache that is not what was written, or is gone.
+
+    Attributes:
+        shard: its path.
+    """
+
+    def __init__(self, shard: Path) -> None:
+        super().__init__(f"feature cache file {shard} is damaged; it is deleted, and its clips are extracted again")
+        self.shard = shard
+
+
+def _shard_name(audio: Sequence[str]) -> str:
+    return f"shard-{hashlib.sha256(''.join(audio).encode()).hexdigest()[:20]}.safetensors"
+
+
+def _checksums(tensor: str) -> str:
+    return f"{tensor}.crc32"
+
+
+def _checksum(tensor: Tensor, rows: Iterable[int]) -> list[int]:
+    """Give the CRC-32 of each of some rows of a tensor: of its bytes, its place, its type and its shape."""
+    kind = f"{tensor.dtype} {tuple(tensor.shape[1:])}"
+    return [zlib.crc32(tensor[row].contiguous().numpy().data, zlib.crc32(f"{row} {kind}".encode())) for row in rows]
+
+
+def _clips_of(shard: Path) -> list[str]:
+    """Read from a shard's header the SHA-256 of each clip.
+
+    Raises:
+        DamagedShardError: when it is no such file, or not of the clips that its name was made from.
+    """
+    try:
+        with safe_open(shard, framework="pt") as file:
+            clips = json.loads(file.metadata()["audio"])
+            is_sound = _shard_name(clips) == shard.name
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        is_sound = False
+    if not is_sound:
+        raise DamagedShardError(shard)
+    return clips
+
+
+def _check_all(shard: Path) -> None:
+    """Read a whole shard.
+
+    Raises:
+        DamagedShardError: when anything in it is not what was written.
+    """
+    places = [(shard, row) for row in range(len(_clips_of(shard)))]
+    for tensor in (STATISTICS, FRAME_DEVIATION):
+        StoredRows(tensor, places)[torch.arange(len(places))]
 
 
 class StoredRows:
@@ -165,31 +253,59 @@ class StoredRows:
     Attributes:
         shape: (rows, ...).
         dtype: of its elements.
+
+    Raises:
+        DamagedShardError: when the first shard, which says what the rows are like, is damaged.
     """
 
     def __init__(self, tensor: str, places: Sequence[tuple[Path, int]]) -> None:
         numbers: dict[Path, int] = {}
         self._tensor = tensor
         self._shard_of = np.array([numbers.setdefault(path, len(numbers)) for path, _ in places], dtype=np.int64)
-        self._row_of = torch.tensor([row for _, row in places], dtype=torch.int64)
+        self._row_of = np.array([row for _, row in places], dtype=np.int64)
         self._shards = list(numbers)
-        first = self._map(0)
-        self.shape = torch.Size((len(places), *first.shape[1:]))
-        self.dtype = first.dtype
+        self._is_checked = np.zeros(len(places), dtype=bool)
+        with self._opened(0) as (first, checksums):
+            self._check(0, first, checksums, np.zeros(1, dtype=np.int64))
+            self.shape = torch.Size((len(places), *first.shape[1:]))
+            self.dtype = first.dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
         return self.shape.numel() * self.dtype.itemsize
 
-    def _map(self, number: int) -> Tensor:
-        """Map a shard's tensor, of which only what is then read comes from the disk.
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Map a shard's tensor, of which only what is then read comes from the disk; give its rows' checksums too.
 
         It must not stay mapped: in the end all of it would count among the process's memory.
         """
         path = self._shards[number]
-        with naming_the_folder(path.parent), safe_open(path, framework="pt") as shard:
-            return shard.get_tensor(self._tensor)
+        try:
+            with naming_the_folder(path.parent), safe_open(path, framework="pt") as shard:
+                yield shard.get_tensor(self._tensor), shard.get_tensor(_checksums(self._tensor))
+        except (SafetensorError, FileNotFoundError):
+            raise DamagedShardError(path) from None
+
+    def _check(self, number: int, tensor: Tensor, checksums: Tensor, asked: np.ndarray) -> None:
+        """Compare rows of one shard with their checksums, those that have not been compared yet.
+
+        Args:
+            number: of the shard.
+            tensor: of the shard.
+            checksums: of its rows.
+            asked: (n,) indices of the rows here.
+
+        Raises:
+            DamagedShardError: naming the shard.
+        """
+        new = np.unique(asked[~self._is_checked[asked]])
+        rows = self._row_of[new]
+        is_whole = tensor.dim() and len(rows) and rows.max() < min(len(tensor), len(checksums))
+        if len(rows) and not (is_whole and _checksum(tensor, rows.tolist()) == checksums[rows].tolist()):
+            raise DamagedShardError(self._shards[number])
+        self._is_checked[new] = True
 
     def __getitem__(self, asked: Tensor | tuple[Tensor, int]) -> Tensor:
         """Read rows, each shard in one go.
@@ -199,18 +315,23 @@ class StoredRows:
 
         Returns:
             (n, ...), in the order asked for.
+
+        Raises:
+            DamagedShardError: when a row is not what was written.
         """
-        rows, part = asked if isinstance(asked, tuple) else (asked, None)
+        rows, part = (asked[0].numpy(), asked[1]) if isinstance(asked, tuple) else (asked.numpy(), None)
         given = torch.empty(len(rows), *self.shape[1 if part is None else 2 :], dtype=self.dtype)
-        shard_of = self._shard_of[rows.numpy()]
+        shard_of = self._shard_of[rows]
         order = np.argsort(shard_of, kind="stable")
         numbers, begins = np.unique(shard_of[order], return_index=True)
         ends = [*begins.tolist()[1:], len(order)]
         by_shard = torch.from_numpy(order)
-        rows_by_shard = self._row_of[rows[by_shard]]
+        rows_by_shard = torch.from_numpy(self._row_of[rows[order]])
         for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True):
-            shard = self._map(number) if part is None else self._map(number)[:, part]
-            given[by_shard[begin:end]] = shard.index_select(0, rows_by_shard[begin:end])
+            with self._opened(number) as (tensor, checksums):
+                self._check(number, tensor, checksums, rows[order[begin:end]])
+                shard = tensor if part is None else tensor[:, part]
+                given[by_shard[begin:end]] = shard.index_select(0, rows_by_shard[begin:end])
         return given
 
 
@@ -224,11 +345,16 @@ class FileHashes:
 
     def __init__(self, root: Path, files_root: Path) -> None:
         name = hashlib.sha256(str(files_root.resolve()).encode()).hexdigest()[:20]
-        self.path = root / "file-hashes" / f"{name}.json"
+        self.path = root / "file-hashes" / f"{name}.txt"
+        self._known = self._read()
+
+    def _read(self) -> dict[str, list]:
+        """Read what is remembered: nothing where the first line is not the CRC-32 of the rest."""
         try:
-            self._known: dict[str, list] = dict(json.loads(self.path.read_text(encoding="utf-8")))
+            checksum, _, content = self.path.read_bytes().partition(b"\n")
+            return dict(json.loads(content)) if int(checksum, 16) == zlib.crc32(content) else {}
         except (OSError, ValueError, TypeError):
-            self._known = {}
+            return {}
 
     def of(self, paths: Sequence[Path]) -> list[str]:
         """Hash files, reading only those that changed since the last time.
@@ -252,5 +378,6 @@ class FileHashes:
             hashes.append(known[2])
         if changed:
             with naming_the_folder(self.path.parent):
-                write_text(self.path, json.dumps(self._known))
+                content = json.dumps(self._known)
+                write_text(self.path, f"{zlib.crc32(content.encode()):08x}\n{content}")
         return hashes

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.model import Moments
-from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes
+from s3prl_metaperser.upstream.cache import DamagedShardError, FeatureCache, FileHashes, StoredRows
 from s3prl_metaperser.upstream.extraction import extract, extract_on_all_cores, lengths_of
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream
 from s3prl_metaperser.upstream.trainable import Chunk, TrainableUpstream
@@ -38,6 +38,7 @@ SMALLEST_DEVIATION_SPREAD = 3e-2
 SHORTEST_SAMPLES = 640
 """A little more than what the convolutional front end of wav2vec 2.0 and its kin must see to give a frame."""
 
+T = TypeVar("T")
 Transform = Callable[[Tensor], Tensor]
 """(utterances, S, dim) → the same shape."""
 
@@ -277,18 +278,83 @@ def cached_features(
     """
     utterances = sorted(audio)
     contents = hashes.of([audio[utterance] for utterance in utterances])
+
+    def fill() -> None:
+        cache.refresh()
+        missing = {
+            content: audio[utterance]
+            for utterance, content in zip(utterances, contents, strict=True)
+            if content not in cache
+        }
+        if missing:
+            _fill(cache, pooled, missing, progress)
+
+    def mend(shard: Path) -> None:
+        with cache.extracting():
+            cache.drop(shard)
+            fill()
+
     cache.refresh()
+    for shard in sorted(cache.damaged):
+        mend(shard)
     if any(content not in cache for content in contents):
         with cache.extracting():
-            cache.refresh()
-            missing = {
-                content: audio[utterance]
-                for utterance, content in zip(utterances, contents, strict=True)
-                if content not in cache
-            }
-            _fill(cache, pooled, missing, progress)
-    statistics, deviations = cache.stored(contents)
+            fill()
+    statistics = MendedRows(lambda: cache.stored(contents)[0], mend)
+    deviations = MendedRows(lambda: cache.stored(contents)[1], mend)
     return FeatureTable(utterances, statistics, deviations, device, keeps=statistics.nbytes <= most_bytes)
+
+
+class MendedRows:
+    """Rows that lie on disk, of which those that are damaged there are made again when they are asked for.
+
+    A clip's features are the same to the bit then: the clips of a shard go through the upstream in the same batches.
+
+    Args:
+        stored: finds the rows on disk.
+        mend: makes again what a damaged shard held.
+    """
+
+    def __init__(self, stored: Callable[[], StoredRows], mend: Callable[[Path], None]) -> None:
+        self._stored = stored
+        self._mend = mend
+        self._mended: set[Path] = set()
+        self._rows = self._mending(stored)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(rows, ...)."""
+        return self._rows.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its elements."""
+        return self._rows.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self._rows.nbytes
+
+    def __getitem__(self, asked: Tensor | tuple[Tensor, int]) -> Tensor:
+        """See :class:`Rows`."""
+        return self._mending(lambda: self._rows[asked])
+
+    def _mending(self, read: Callable[[], T]) -> T:
+        """Read, and mend what is damaged.
+
+        Raises:
+            DamagedShardError: when a shard is damaged again, which was mended before.
+        """
+        while True:
+            try:
+                return read()
+            except DamagedShardError as error:
+                if error.shard in self._mended:
+                    raise
+                self._mended.add(error.shard)
+                self._mend(error.shard)
+                self._rows = self._mending(self._stored)
 
 
 def _fill(cache: FeatureCache, pooled: PooledUpstream, missing: dict[str, Path], progress: bool) -> None:
