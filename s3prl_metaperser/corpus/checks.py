@@ -6,6 +6,7 @@ Every check works on the distinct values of a column (its categories), and looks
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from s3prl_metaperser.errors import MetaPerSERError, suggest
 COLUMNS = ("utterance", "audio", "session", "speaker", "annotator", "kind", "emotions")
 KINDS = ("external", "self")
 SEPARATOR = ";"
+_UNWRITABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""What a csv, UTF-8 or the name of a file cannot hold, or nobody can see; a line break can be quoted."""
 
 
 def check_annotations(frame: pd.DataFrame, emotions: Sequence[str], where: Where) -> None:
@@ -34,7 +37,7 @@ def check_annotations(frame: pd.DataFrame, emotions: Sequence[str], where: Where
         raise MetaPerSERError(f"{where(0)}: no annotation at all; expected one row per annotator and utterance")
     columns = {name: categorical(frame[name].astype(str) if name == "session" else frame[name]) for name in COLUMNS}
     for name in COLUMNS:
-        _check_cells(columns[name], name, where, _check_filled)
+        _check_cells(columns[name], name, where, check_text)
     _check_cells(columns["session"], "session", where, _check_session)
     _check_cells(columns["kind"], "kind", where, _check_kind)
     _check_cells(columns["audio"], "audio", where, check_inside_root)
@@ -45,13 +48,26 @@ def check_annotations(frame: pd.DataFrame, emotions: Sequence[str], where: Where
     _check_unique(columns["utterance"], columns["annotator"], where)
 
 
-def _check_filled(cell: str) -> str | None:
-    return None if cell.strip() else "is empty; every cell of a manifest holds a value"
+def check_text(cell: str) -> str | None:
+    """Say why something is no text that can be written and has anything in it, or None.
+
+    >>> check_text("a.wav")
+    >>> check_text("a\\0.wav")
+    'holds a control character'
+    """
+    if cell.isprintable() and cell.strip():
+        return None
+    if not cell.strip():
+        return "is empty; every cell of a manifest holds a value"
+    if _UNWRITABLE.search(cell):
+        return "holds a control character"
+    return None
 
 
 def _check_session(cell: str) -> str | None:
     # int() also takes "1_000", " 1" and other scripts' digits; a manifest doesn't.
-    return None if cell.isascii() and cell.isdigit() else "is no session number; expected an integer such as 1"
+    is_number = cell.isascii() and cell.isdigit() and len(cell) <= 9
+    return None if is_number else "is no session number; expected an integer such as 1"
 
 
 def _check_kind(cell: str) -> str | None:
@@ -65,6 +81,8 @@ def check_inside_root(cell: str) -> str | None:
     >>> check_inside_root("../b.wav")
     'leads outside the audio root; expected a path below it'
     """
+    if _UNWRITABLE.search(cell):
+        return "holds a control character; expected the name of a file"
     if cell.startswith(("/", "\\")) or cell[1:2] == ":":
         return "is an absolute path; expected one relative to the audio root"
     if ".." in cell and posixpath.normpath(cell.replace("\\", "/")).split("/")[0] == "..":

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from s3prl_metaperser.atomic import replacing
-from s3prl_metaperser.corpus.checks import COLUMNS, SEPARATOR, check_annotations
+from s3prl_metaperser.corpus.checks import COLUMNS, SEPARATOR, check_annotations, check_text
 from s3prl_metaperser.corpus.csv_file import categorical, line_of_row, read_csv
 from s3prl_metaperser.corpus.emotions import EMOTIONS
+from s3prl_metaperser.corpus.recordings import AudioRoot
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
 __all__ = ["COLUMNS", "Corpus", "build_corpus", "load_corpus", "write_corpus"]
@@ -64,7 +65,10 @@ class Corpus:
         return distributions[cells.codes]
 
     def audio_paths(self) -> Mapping[str, Path]:
-        """Map every utterance to the absolute path of its recording, in the order of the utterances' names."""
+        """Map every utterance to the absolute path of its recording, in the order of the utterances' names.
+
+        A path that a link leads out of the root is refused when it is asked for.
+        """
         utterances, audio = (categorical(self.annotations[column]) for column in ("utterance", "audio"))
         _, first = np.unique(utterances.codes, return_index=True)
         recordings = audio.categories[audio.codes[first]]
@@ -83,11 +87,11 @@ class _AudioPaths(Mapping[str, Path]):
     """Utterance → path, made when asked for: a million paths take seconds, and more memory than the manifest."""
 
     def __init__(self, root: Path, recordings: dict[str, str]) -> None:
-        self._root = root
+        self._root = AudioRoot(root)
         self._recordings = recordings
 
     def __getitem__(self, utterance: str) -> Path:
-        return self._root / self._recordings[utterance]
+        return self._root.path(self._recordings[utterance])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._recordings)
@@ -155,7 +159,7 @@ def load_corpus(directory: Path | str) -> Corpus:
     for unit, count in corpus.counts().items():
         if about["counts"][unit] != count:
             raise MetaPerSERError(
-                f"{path}: counts.{unit} is {about['counts'][unit]!r} but {csv_path.name} holds {count}; the two files "
+                f"{path}: counts.{unit} is {about['counts'][unit]!r:.40} but {csv_path.name} holds {count}; the two files "
                 "don't belong together: run `metaperser prepare` again with --overwrite"
             )
     return corpus
@@ -172,6 +176,9 @@ def _read_about(path: Path) -> dict:
         raise MetaPerSERError(f"{path}: not UTF-8 text; {cure}") from None
     except json.JSONDecodeError as error:
         raise MetaPerSERError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); {cure}") from None
+    except (RecursionError, ValueError) as error:
+        # Thousands of brackets in each other, or of digits in a row.
+        raise MetaPerSERError(f"{path}: not the JSON of a corpus ({error}); {cure}") from None
     if not isinstance(about, dict):
         raise MetaPerSERError(f"{path}: expected an object with the keys {', '.join(_KEYS)}; {cure}")
     for key in about:
@@ -181,19 +188,26 @@ def _read_about(path: Path) -> dict:
         if key not in about:
             raise MetaPerSERError(f"{path}: missing key {key!r}; expected {', '.join(_KEYS)}; {cure}")
     for key in ("name", "source", "root"):
-        if not isinstance(about[key], str) or not about[key]:
-            raise MetaPerSERError(f"{path}: {key} is {about[key]!r}; expected text")
+        fault = check_text(about[key]) if isinstance(about[key], str) else "is no text"
+        if fault is not None:
+            raise MetaPerSERError(f"{path}: {key} is {about[key]!r:.80}, which {fault}; expected text")
     emotions = about["emotions"]
-    if not isinstance(emotions, list) or not all(isinstance(word, str) and word for word in emotions):
-        raise MetaPerSERError(f"{path}: emotions is {emotions!r}; expected a list of words such as {list(EMOTIONS)}")
+    if not isinstance(emotions, list) or not all(isinstance(word, str) and _is_class(word) for word in emotions):
+        raise MetaPerSERError(
+            f"{path}: emotions is {emotions!r:.200}; expected a list of words such as {list(EMOTIONS)}"
+        )
     twice = [word for word in emotions if emotions.count(word) > 1]
     if twice or len(emotions) < 2:
         fault = f"names {twice[0]!r} twice" if twice else f"is {emotions!r}"
         raise MetaPerSERError(f"{path}: emotions {fault}; expected two or more different words")
     counts = about["counts"]
     if not isinstance(counts, dict) or set(counts) != set(_COUNTS):
-        raise MetaPerSERError(f"{path}: counts is {counts!r}; expected the keys {', '.join(_COUNTS)}; {cure}")
+        raise MetaPerSERError(f"{path}: counts is {counts!r:.200}; expected the keys {', '.join(_COUNTS)}; {cure}")
     return about
+
+
+def _is_class(word: str) -> bool:
+    return check_text(word) is None and SEPARATOR not in word
 
 
 def write_corpus(corpus: Corpus, out: Path, overwrite: bool = False) -> None:
@@ -211,8 +225,9 @@ def write_corpus(corpus: Corpus, out: Path, overwrite: bool = False) -> None:
     """
     out = Path(out)
     refuse_existing(out, overwrite)
-    if not corpus.name.strip():
-        raise MetaPerSERError("the corpus has no name; pass one with --name")
+    fault = check_text(corpus.name)
+    if fault is not None:
+        raise MetaPerSERError(f"the corpus's name {corpus.name!r:.80} {fault}; pass another with --name")
     check_annotations(corpus.annotations, corpus.emotions, lambda row: f"corpus {corpus.name!r}, row {row}")
     base = out.resolve()
     root = corpus.root.resolve()

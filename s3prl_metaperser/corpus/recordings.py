@@ -1,4 +1,4 @@
-"""Which recordings exist, found out without opening them."""
+"""Which recordings exist, found out without opening them, and that they are where a corpus may have them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,48 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from s3prl_metaperser.errors import MetaPerSERError
+
 _POINTER = b"version https://git-lfs"
 _POINTER_SIZE = 200
 """Bytes; what git-lfs leaves in place of a file is smaller, and no recording is."""
+
+
+class AudioRoot:
+    """A folder below which recordings are found by relative paths, and out of which no link may lead.
+
+    Args:
+        folder: the root; it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._real = os.path.realpath(folder)
+        self._folders: dict[str, bool] = {}
+
+    def path(self, relative: str) -> Path:
+        """Give the path of a recording.
+
+        Args:
+            relative: to the root, as :func:`~s3prl_metaperser.corpus.checks.check_inside_root` has found it right.
+
+        Raises:
+            MetaPerSERError: when it is, or is in, a link to something outside the root.
+        """
+        place = os.path.join(self._real, relative)
+        folder = os.path.dirname(place)
+        if folder not in self._folders:
+            self._folders[folder] = self._holds(folder)
+        if not self._folders[folder] or (os.path.islink(place) and not self._holds(place)):
+            raise MetaPerSERError(
+                f"{self.folder / relative}: a link leads outside the audio root {self.folder}; copy what it leads to "
+                "there, or name a folder as the root that holds both"
+            )
+        return self.folder / relative
+
+    def _holds(self, place: str) -> bool:
+        real = os.path.realpath(place)
+        return real == self._real or real.startswith(os.path.join(self._real, ""))
 
 
 def recordings_below(folder: Path, suffix: str) -> dict[str, int]:
@@ -49,11 +88,16 @@ def git_lfs_pointer(folder: Path, sizes: dict[str, int]) -> str | None:
 
 
 def missing_recordings(root: Path, paths: Iterable[str]) -> set[str]:
-    """Find the paths below ``root`` at which there is no file, or an empty one."""
-    missing = set()
+    """Find the paths below ``root`` at which there is no file, or an empty one.
+
+    Raises:
+        MetaPerSERError: when a link leads outside the root.
+    """
+    missing, inside = set(), AudioRoot(root)
     for path in paths:
+        place = inside.path(path)
         try:
-            found = (root / path).stat().st_size > 0 and (root / path).is_file()
+            found = place.stat().st_size > 0 and place.is_file()
         except (OSError, ValueError):
             found = False
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.corpus.checks import SEPARATOR, check_inside_root
 from s3prl_metaperser.corpus.csv_file import line_of_row, read_csv
 from s3prl_metaperser.corpus.emotions import OTHER, UnknownEmotionError, parse_emotions
+from s3prl_metaperser.corpus.recordings import AudioRoot
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
 COLUMNS = ("audio", "emotions")
@@ -64,7 +66,7 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
     if not root.is_dir():
         raise MetaPerSERError(f"{root}: no such folder; expected the one that column audio of {path} is relative to")
     frame = read_csv(path, COLUMNS)
-    where = line_of_row(path)
+    where, inside = line_of_row(path), AudioRoot(root)
     audio: list[str] = []
     emotions: list[tuple[str, ...]] = []
     left_out: list[str] = []
@@ -86,7 +88,7 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
                 f"line for each clip, several emotions joined by '{SEPARATOR}'"
             )
         first_at[same] = row
-        if not (root / recording).is_file():
+        if not os.path.isfile(inside.path(recording)):
             raise MetaPerSERError(
                 f"{where(row)}: there is no recording {root / recording}; name the folder that the column audio is "
                 "relative to with --audio-root"
