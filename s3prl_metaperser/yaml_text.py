@@ -1,8 +1,8 @@
 """YAML that others wrote, read as plain values, with bounds on what a few lines of it can grow to.
 
-PyYAML's safe loader makes no objects of other types, yet an alias may stand for a list of aliases, and so on: nine lines
-expand to a billion values once they are merged or printed (https://en.wikipedia.org/wiki/Billion_laughs_attack). So the
-text is walked through event by event first, which takes no memory, and what it would expand to is counted.
+PyYAML's safe loader makes no objects of other types, yet an alias may stand for a list of aliases, and so on: nine
+lines expand to a billion values once they are merged or printed (https://en.wikipedia.org/wiki/Billion_laughs_attack).
+So the text is walked through event by event first, which takes no memory, and what it would expand to is counted.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ def read_yaml(text: str, source: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise MetaPerSERError(f"{source}: {len(text):,} characters; expected a config, of {MOST_CHARACTERS:,} at most")
     try:
-        for mark, fault in _faults(text):
-            raise MetaPerSERError(f"{source}:{mark.line + 1}: {fault}")
+        for line, fault in _faults(text):
+            raise MetaPerSERError(f"{source}:{line}: {fault}")
         return yaml.safe_load(text)
     except MetaPerSERError:
         raise
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise MetaPerSERError(f"{source}{line}: not valid YAML: {error.problem or error.context}") from None
+        where = f"{source}:{error.problem_mark.line + 1}" if error.problem_mark else source
+        raise MetaPerSERError(f"{where}: not valid YAML: {error.problem or error.context}") from None
     except Exception as error:
         # A value that is not of the type it looks like (0x, 2001-99-99, !!bool maybe) raises whatever making it raises.
         raise MetaPerSERError(f"{source}: not valid YAML: {type(error).__name__}: {error}") from None
 
 
-def _faults(text: str) -> Iterator[tuple[yaml.Mark, str]]:
-    """Find what is too large or refers to itself: where, and what."""
+def _faults(text: str) -> Iterator[tuple[int, str]]:
+    """Find what is too large or refers to itself: in which line, and what."""
     sizes: dict[str, int] = {}
     around: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        anchor, size = None, 1
+        anchor, size, line = None, 1, event.start_mark.line + 1 if event.start_mark else 1
         match event:
             case yaml.CollectionStartEvent():
                 around.append((event.anchor, 1))
                 if len(around) > DEEPEST:
-                    yield event.start_mark, f"more than {DEEPEST} levels of lists and mappings in each other"
+                    yield line, f"more than {DEEPEST} levels of lists and mappings in each other"
                 continue
             case yaml.CollectionEndEvent():
                 anchor, size = around.pop()
             case yaml.ScalarEvent():
                 anchor = event.anchor
                 if len(event.value) > LONGEST:
-                    yield event.start_mark, f"a value of {len(event.value):,} characters; expected {LONGEST:,} at most"
+                    yield line, f"a value of {len(event.value):,} characters; expected {LONGEST:,} at most"
             case yaml.AliasEvent():
                 if event.anchor not in sizes:
-                    yield event.start_mark, f"*{event.anchor} stands for something that is not complete before it"
+                    yield line, f"*{event.anchor} stands for something that is not complete before it"
                     continue
                 size = sizes[event.anchor]
             case _:
@@ -82,4 +82,4 @@ def _faults(text: str) -> Iterator[tuple[yaml.Mark, str]]:
         if around:
             around[-1] = around[-1][0], around[-1][1] + size
         if size > MOST_VALUES or (around and around[-1][1] > MOST_VALUES):
-            yield event.start_mark, f"more than {MOST_VALUES:,} values, those that aliases stand for included"
+            yield line, f"more than {MOST_VALUES:,} values, those that aliases stand for included"

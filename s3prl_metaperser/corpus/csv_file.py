@@ -17,6 +17,10 @@ from s3prl_metaperser.errors import MetaPerSERError, suggest
 Where = Callable[[int], str]
 """Row number, from 0, to the words that lead a reader there, such as ``annotations.csv:12``."""
 
+LONGEST_LINE = 100_000
+LONGEST_CELL = 4_096
+"""Characters; a path has no more, and labels have less."""
+
 _CHUNK = 128
 """Rows that are numbered at once. Few, so that cells are looked up while the processor's cache still holds them, and
 the garbage collector has little to walk through: 1.7 to 3 times as fast as 50,000."""
@@ -42,24 +46,42 @@ def read_csv(
         cell is ``""``.
 
     Raises:
-        MetaPerSERError: the file is missing, unreadable, not a csv, or its columns aren't those.
+        MetaPerSERError: the file is missing, unreadable, not a csv, its columns aren't those, or a cell is no label's.
     """
     if not path.is_file():
         raise MetaPerSERError(f"{path}: no such file; expected a csv with the columns {','.join(required)}")
     try:
         with path.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(_lines(path, file), strict=True)
             header = next(reader, [])
             _check_header(path, header, required, optional, others)
-            columns = _read_columns(_whole_rows(path, reader, len(header)), len(header))
+            places = {name: header.index(name) for name in (*required, *optional) if name in header}
+            columns = _read_columns(_whole_rows(path, reader, len(header)), list(places.values()))
     except UnicodeDecodeError:
         raise MetaPerSERError(f"{path}: is not UTF-8 text; save it with the encoding UTF-8") from None
     except csv.Error as error:
         raise MetaPerSERError(f"{path}:{reader.line_num}: not a readable csv ({error})") from None
     except OSError as error:
         raise MetaPerSERError(f"{path}: cannot be read ({error.strerror})") from None
-    places = {name: header.index(name) for name in (*required, *optional) if name in header}
-    return pd.DataFrame({name: _sorted(*columns[place]) for name, place in places.items()}, copy=False)
+    for name, (codes, texts) in zip(places, columns, strict=True):
+        longest = max(texts, key=len, default="")
+        if len(longest) > LONGEST_CELL:
+            row = int((codes == texts.index(longest)).argmax())
+            raise MetaPerSERError(
+                f"{line_of_row(path, encoding)(row)}: {name} has {len(longest):,} characters; expected {LONGEST_CELL:,} "
+                "at most; is a quote not closed?"
+            )
+    return pd.DataFrame({name: _sorted(*column) for name, column in zip(places, columns, strict=True)}, copy=False)
+
+
+def _lines(path: Path, file: Iterable[str]) -> Iterator[str]:
+    """Give a file's lines, which are short in any table: the cells of one take up to 20 times its memory."""
+    for number, line in enumerate(file, start=1):
+        if len(line) > LONGEST_LINE:
+            raise MetaPerSERError(
+                f"{path}:{number}: a line of {len(line):,} characters; expected {LONGEST_LINE:,} at most"
+            )
+        yield line
 
 
 def _check_header(
@@ -75,7 +97,7 @@ def _check_header(
             raise MetaPerSERError(f"{path}:1: column {column!r} stands twice; {expected}")
         if column not in known and not others:
             free = [name for name in known if name not in header] or list(known)
-            raise MetaPerSERError(f"{path}:1: unknown column {column!r}; {suggest(column, free)} {expected}")
+            raise MetaPerSERError(f"{path}:1: unknown column {column!r:.100}; {suggest(column[:100], free)} {expected}")
     missing = [column for column in required if column not in header]
     if missing:
         raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {expected}")
@@ -93,15 +115,16 @@ def _whole_rows(path: Path, reader: Iterator[list[str]], width: int) -> Iterator
             )
 
 
-def _read_columns(rows: Iterator[list[str]], width: int) -> list[tuple[np.ndarray, list[str]]]:
-    """Number the distinct texts of each column in the order they appear: ``(rows,)`` numbers, and the texts."""
-    texts: list[defaultdict[str, int]] = [defaultdict() for _ in range(width)]
-    numbers = [array("i") for _ in range(width)]
+def _read_columns(rows: Iterator[list[str]], places: Sequence[int]) -> list[tuple[np.ndarray, list[str]]]:
+    """Number the distinct texts of some columns in the order they appear: ``(rows,)`` numbers, and the texts."""
+    texts: list[defaultdict[str, int]] = [defaultdict() for _ in places]
+    numbers = [array("i") for _ in places]
     for seen in texts:
         seen.default_factory = seen.__len__
     while chunk := list(islice(rows, _CHUNK)):
-        for column, seen, cells in zip(numbers, texts, zip(*chunk, strict=True), strict=True):
-            column.extend(map(seen.__getitem__, cells))
+        columns = list(zip(*chunk, strict=True))
+        for column, seen, place in zip(numbers, texts, places, strict=True):
+            column.extend(map(seen.__getitem__, columns[place]))
     return [(np.array(column, dtype=np.int32), list(seen)) for column, seen in zip(numbers, texts, strict=True)]
 
 
