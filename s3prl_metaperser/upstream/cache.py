@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -265,8 +266,9 @@ class StoredRows:
         self._row_of = np.array([row for _, row in places], dtype=np.int64)
         self._shards = list(numbers)
         self._is_checked = np.zeros(len(places), dtype=bool)
-        with self._opened(0) as (first, checksums):
-            self._check(0, first, checksums, np.zeros(1, dtype=np.int64))
+        with self._opened(0) as shard:
+            first = shard.get_tensor(tensor)
+            self._check(0, shard, first, np.zeros(1, dtype=np.int64))
             self.shape = torch.Size((len(places), *first.shape[1:]))
             self.dtype = first.dtype
 
@@ -276,34 +278,37 @@ class StoredRows:
         return self.shape.numel() * self.dtype.itemsize
 
     @contextmanager
-    def _opened(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Map a shard's tensor, of which only what is then read comes from the disk; give its rows' checksums too.
+    def _opened(self, number: int) -> Iterator[Any]:
+        """Map a shard, of which only what is then read comes from the disk.
 
         It must not stay mapped: in the end all of it would count among the process's memory.
         """
         path = self._shards[number]
-        try:
-            with naming_the_folder(path.parent), safe_open(path, framework="pt") as shard:
-                yield shard.get_tensor(self._tensor), shard.get_tensor(_checksums(self._tensor))
-        except (SafetensorError, FileNotFoundError):
-            raise DamagedShardError(path) from None
+        with naming_the_folder(path.parent):
+            try:
+                with safe_open(path, framework="pt") as shard:
+                    yield shard
+            except (SafetensorError, FileNotFoundError):
+                raise DamagedShardError(path) from None
 
-    def _check(self, number: int, tensor: Tensor, checksums: Tensor, asked: np.ndarray) -> None:
+    def _check(self, number: int, shard: Any, tensor: Tensor, asked: np.ndarray) -> None:
         """Compare rows of one shard with their checksums, those that have not been compared yet.
 
         Args:
             number: of the shard.
-            tensor: of the shard.
-            checksums: of its rows.
+            shard: the open file.
+            tensor: in it.
             asked: (n,) indices of the rows here.
 
         Raises:
             DamagedShardError: naming the shard.
         """
         new = np.unique(asked[~self._is_checked[asked]])
-        rows = self._row_of[new]
-        is_whole = tensor.dim() and len(rows) and rows.max() < min(len(tensor), len(checksums))
-        if len(rows) and not (is_whole and _checksum(tensor, rows.tolist()) == checksums[rows].tolist()):
+        if not len(new):
+            return
+        rows, checksums = self._row_of[new], shard.get_tensor(_checksums(self._tensor))
+        has_rows = tensor.dim() and rows.max() < min(len(tensor), len(checksums))
+        if not has_rows or _checksum(tensor, rows.tolist()) != checksums[rows].tolist():
             raise DamagedShardError(self._shards[number])
         self._is_checked[new] = True
 
@@ -328,10 +333,11 @@ class StoredRows:
         by_shard = torch.from_numpy(order)
         rows_by_shard = torch.from_numpy(self._row_of[rows[order]])
         for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True):
-            with self._opened(number) as (tensor, checksums):
-                self._check(number, tensor, checksums, rows[order[begin:end]])
-                shard = tensor if part is None else tensor[:, part]
-                given[by_shard[begin:end]] = shard.index_select(0, rows_by_shard[begin:end])
+            with self._opened(number) as shard:
+                tensor = shard.get_tensor(self._tensor)
+                self._check(number, shard, tensor, rows[order[begin:end]])
+                wanted = tensor if part is None else tensor[:, part]
+                given[by_shard[begin:end]] = wanted.index_select(0, rows_by_shard[begin:end])
         return given
 
 
