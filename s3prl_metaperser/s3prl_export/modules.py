@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 _FOLDER = Path(__file__).resolve().parent.parent
@@ -54,7 +55,7 @@ class Module:
         path = PurePosixPath(*_exported(self.name).split("."))
         return path / "__init__.py" if self.is_package else path.with_suffix(".py")
 
-    @property
+    @cached_property
     def own_imports(self) -> list[ast.ImportFrom]:
         """Its imports of this package, from top to bottom."""
         nodes = []
