@@ -1,7 +1,9 @@
 """The annotation manifest: who named which emotions in which utterance, as two files that anyone can read.
 
 ``DIR/annotations.csv`` holds one row per annotator and utterance, ``DIR/corpus.json`` its name, audio root, emotion
-order and counts. Loading validates both entirely, so that nothing downstream has to.
+order and counts. Loading validates both entirely, so that nothing downstream has to. ``corpus.json`` also holds, under
+the key ``sha256``, a checksum of both files: of files that were written by hand it may be left out, and of files that
+were edited it must be.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from s3prl_metaperser import checksums
 from s3prl_metaperser.atomic import replacing
 from s3prl_metaperser.corpus.checks import COLUMNS, SEPARATOR, check_annotations, check_text
 from s3prl_metaperser.corpus.csv_file import categorical, line_of_row, read_csv
@@ -159,9 +162,14 @@ def load_corpus(directory: Path | str) -> Corpus:
     for unit, count in corpus.counts().items():
         if about["counts"][unit] != count:
             raise MetaPerSERError(
-                f"{path}: counts.{unit} is {about['counts'][unit]!r:.40} but {csv_path.name} holds {count}; the two files "
-                "don't belong together: run `metaperser prepare` again with --overwrite"
+                f"{path}: counts.{unit} is {about['counts'][unit]!r:.40} but {csv_path.name} holds {count}; the two "
+                "files don't belong together: run `metaperser prepare` again with --overwrite"
             )
+    if not checksums.is_intact(about, *([checksums.of_file(csv_path)] if checksums.KEY in about else [])):
+        raise MetaPerSERError(
+            f"{path}: its sha256 does not match: it or {csv_path.name} is not what was written (edited, or damaged?); "
+            "run `metaperser prepare` again with --overwrite or, where the change is meant, remove the key sha256"
+        )
     return corpus
 
 
@@ -182,8 +190,8 @@ def _read_about(path: Path) -> dict:
     if not isinstance(about, dict):
         raise MetaPerSERError(f"{path}: expected an object with the keys {', '.join(_KEYS)}; {cure}")
     for key in about:
-        if key not in _KEYS:
-            raise MetaPerSERError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
+        if key not in (*_KEYS, checksums.KEY):
+            raise MetaPerSERError(f"{path}: unknown key {key!r}; {suggest(key, (*_KEYS, checksums.KEY))}")
     for key in _KEYS:
         if key not in about:
             raise MetaPerSERError(f"{path}: missing key {key!r}; expected {', '.join(_KEYS)}; {cure}")
@@ -242,7 +250,8 @@ def write_corpus(corpus: Corpus, out: Path, overwrite: bool = False) -> None:
         # The csv takes its place first: a corpus without corpus.json is refused as incomplete, never read half.
         with replacing(out / CORPUS_FILE) as json_path, replacing(out / ANNOTATIONS_FILE) as csv_path:
             corpus.annotations.to_csv(csv_path, columns=list(COLUMNS), index=False, lineterminator="\n")
-            json_path.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            sealed = checksums.sealed(about, checksums.of_file(csv_path))
+            json_path.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise MetaPerSERError(f"{out}: the corpus cannot be written there ({error.strerror})") from None
 
