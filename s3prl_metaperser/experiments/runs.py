@@ -1,7 +1,8 @@
 """One run of a grid: a config, a folder, and the command of s3prl's runner that goes with them.
 
-A run that has ended well leaves ``done.json`` with a fingerprint of everything that determines it; asked for again, it
-is not repeated. A run that was killed is begun anew.
+A run that has ended well leaves ``done.json`` with a fingerprint of everything that determines it, and checksums of
+what it has left; asked for again, it is not repeated. A run that was killed, or whose files are not what it has left,
+is begun anew.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import yaml
 
 import s3prl_metaperser
+from s3prl_metaperser import checksums
 from s3prl_metaperser.atomic import write_text
 
 Mode = Literal["train", "evaluate"]
@@ -34,6 +36,8 @@ BEST = "dev-best.ckpt"
 RESULTS, DEV_RESULTS = "results.csv", "results-dev.csv"
 OUTPUTS: dict[Mode, tuple[str, ...]] = {"train": (BEST, DEV_RESULTS), "evaluate": (RESULTS,)}
 """What a run that ended well has left, and others read."""
+KEPT = (BEST, DEV_RESULTS, RESULTS, "predictions.csv", "predictions-dev.csv", "tuning.csv")
+"""Files of a run that have a checksum in ``done.json``, as far as they are there."""
 
 LIBRARIES = ("s3prl", "torch", "torchaudio", "numpy", "higher")
 """Those whose version may change a run's numbers."""
@@ -60,11 +64,7 @@ def _file_fingerprint(path: Path) -> str:
 @cache
 def _content_hash(path: Path, size: int, changed: int) -> str:
     """Hash a file; ``size`` and ``changed`` are what a changed file is told from a remembered one by."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return checksums.of_file(path)
 
 
 @dataclass(frozen=True)
@@ -169,20 +169,37 @@ class Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def is_done(self) -> bool:
-        """Tell whether this very run has ended well, and what it left is still there."""
+        """Tell whether this very run has ended well, and what it left is still there; say so where it is damaged."""
         try:
-            return self.record()["fingerprint"] == self.fingerprint() and self.missing_output() is None
-        except (OSError, ValueError, KeyError, TypeError):
+            record = self.record()
+            if record["fingerprint"] != self.fingerprint() or self.missing_output() is not None:
+                return False
+            changed = [name for name, digest in record["files"].items() if self._checksum(name) != digest]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
+        for name in changed:
+            print(
+                f"metaperser: {self.folder / name} is not what its run has left (edited, or damaged?): {self.name} is "
+                "run again",
+                file=sys.stderr,
+            )
+        return not changed
+
+    def _checksum(self, name: str) -> str | None:
+        path = self.folder / name
+        return _file_fingerprint(path) if path.exists() else None
 
     def record(self) -> dict[str, Any]:
-        """Read ``done.json``: fingerprint, command, when it started and ended, and how many seconds it took.
+        """Read ``done.json``: fingerprint, files' checksums, command, when it started and ended, and how many seconds.
 
         Raises:
             OSError: it has not ended well.
             ValueError: the file is damaged.
         """
-        return dict(json.loads((self.folder / DONE).read_text(encoding="utf-8")))
+        record = dict(json.loads((self.folder / DONE).read_text(encoding="utf-8")))
+        if not checksums.is_intact(record):
+            raise ValueError(f"{self.folder / DONE} is damaged")
+        return record
 
     def prepare(self) -> None:
         """Make the folder with the config in it, in place of what an earlier, other or unfinished run left."""
@@ -202,8 +219,9 @@ class Run:
             "started": started.isoformat(timespec="milliseconds"),
             "ended": ended.isoformat(timespec="milliseconds"),
             "seconds": round((ended - started).total_seconds(), 1),
+            "files": {name: digest for name in KEPT if (digest := self._checksum(name)) is not None},
         }
-        write_text(self.folder / DONE, json.dumps(record, indent=2) + "\n")
+        write_text(self.folder / DONE, json.dumps(checksums.sealed(record), indent=2) + "\n")
 
 
 def thread_limits(threads: int) -> dict[str, str]:
