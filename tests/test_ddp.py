@@ -22,8 +22,9 @@ import os, sys, torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from s3prl_metaperser.run_downstream import install_stand_ins, main
+install_stand_ins()
 from s3prl.downstream import runner
-from s3prl_metaperser.run_downstream import main
 
 torch.cuda.set_device = lambda device: None
 runner.DDP = lambda module, device_ids, **settings: DistributedDataParallel(module, **settings)

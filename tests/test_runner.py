@@ -10,7 +10,7 @@ from workshop import LAUNCHER, STOCK, Workshop, downstream_state, same_weights, 
 
 RESULT_COLUMNS = "system,scenario,upstream,scope,test_annotator,episode,shots,queries,maF1,miF1,UA"
 
-# Runs s3prl's runner and reports on stderr how long the clips were that the upstream saw, forward by forward.
+# Runs a module and reports on stderr how long the clips were that the upstream saw, forward by forward.
 COUNTING = """
 import runpy, sys
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -18,7 +18,7 @@ def count(module, arguments):
     if hasattr(module, "get_downsample_rates"):
         print("FORWARD", *(len(wav) for wav in arguments[0]), file=sys.stderr)
 register_module_forward_pre_hook(count)
-runpy.run_module("s3prl.run_downstream", run_name="__main__")
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
 
 
@@ -125,7 +125,7 @@ def test_killed_training_resumes_to_the_same_bits(fbank):
 def test_same_seed_same_bits_and_cache_makes_no_difference(fbank):
     """Cold cache, warm cache, no cache: the same losses (to 1e-5 without cache), and warm means a silent clip only."""
     config = fbank.config("meta_perser_paper", init_from=str(fbank.root / "ssl/dev-best.ckpt"))
-    counting = [sys.executable, "-c", COUNTING]
+    counting = [sys.executable, "-c", COUNTING, STOCK[-1]]
     again = fbank.train("again-meta", config, program=counting)
     assert same_weights(fbank.root / "meta/states-6.ckpt", fbank.root / "again-meta/states-6.ckpt")
     forwards = re.findall(r"FORWARD (\d+(?: \d+)*)", again.stderr)
