@@ -194,7 +194,7 @@ class RunFeatures:
             weights=self._own_weights,
             ckpt=self._content("upstream_ckpt", cache),
             model_config=self._content("upstream_model_config", cache),
-            code=", ".join(f"{name} {version(name)}" for name in ("s3prl", "torchaudio", "transformers")),
+            code=_code(),
             feature_selection=featurizer.feature_selection,
             layer_selection=featurizer.layer_selection,
             normalize=featurizer.normalize,
@@ -209,3 +209,11 @@ class RunFeatures:
             return ""
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         return " ".join(FileHashes(cache, path.parent).of(files))
+
+
+def _code() -> str:
+    """Name what computes an upstream's features, with versions; a clone of s3prl need not be installed to have one."""
+    from s3prl import __version__ as of_s3prl
+
+    others = (f"{name} {version(name)}" for name in ("torchaudio", "transformers"))
+    return ", ".join([f"s3prl {of_s3prl}", *others])

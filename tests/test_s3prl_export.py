@@ -25,9 +25,16 @@ from s3prl_metaperser.s3prl_export import folder, prepare
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = s3prl_link.find_s3prl()
 
-# A place on the import path whose s3prl is the clone, and where this package is not to be had.
+# A clone that is on the import path without being installed, and where this package is not to be had.
 WITHOUT_THE_PACKAGE = """
 import sys
+from importlib import metadata
+installed = metadata.distribution
+def distribution(name):
+    if name in ("s3prl", "s3prl-metaperser"):
+        raise metadata.PackageNotFoundError(name)
+    return installed(name)
+metadata.distribution = distribution
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("s3prl_metaperser", "metaperser"):
