@@ -13,14 +13,12 @@ import pandas as pd
 from s3prl_metaperser.atomic import hold, locked, replacing
 from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
-from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.metrics import METRICS, Scores, decide
+from s3prl_metaperser.results_file import RESULT_COLUMNS, RUN_COLUMNS, read_results
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.systems import DISPLAY_NAMES
 from s3prl_metaperser.tuning import Tuning
 
-RUN_COLUMNS = ["system", "scenario", "upstream", "scope", "test_annotator", "episode", "shots", "queries"]
-RESULT_COLUMNS = [*RUN_COLUMNS, *METRICS]
 FAILURE_COLUMNS = [*RUN_COLUMNS, "diverged_at_step"]
 _SAME_RUN = ["system", "scenario", "upstream", "scope", "test_annotator", "shots", "queries"]
 
@@ -58,11 +56,7 @@ class Report:
         self.upstream = upstream
         self.emotions = list(emotions)
         for path in folder.glob("results*.csv"):
-            columns = pd.read_csv(path, nrows=0).columns.tolist()
-            if columns != RESULT_COLUMNS:
-                raise MetaPerSERError(
-                    f"{path} has the columns {', '.join(columns)}; expected {', '.join(RESULT_COLUMNS)}: move it away"
-                )
+            read_results(path)
 
     def hold(self) -> None:
         """Keep other processes from training into the folder until this one ends, however it ends.

@@ -237,4 +237,4 @@ def test_results_file_of_another_program_is_not_touched(capfd, tmp_path, small_c
     given = arguments(small_corpus, tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/results.csv").write_text("name,score\nme,1\n")
-    refused(capfd, lambda: DownstreamExpert(**given), "run/results.csv has the columns name, score")
+    refused(capfd, lambda: DownstreamExpert(**given), "run/results.csv:1: unknown column 'name'", "test_annotator")

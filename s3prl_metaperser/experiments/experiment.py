@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from s3prl_metaperser import results_file
 from s3prl_metaperser.atomic import replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.grid import Node, Outcome
 from s3prl_metaperser.experiments.plan import Setup
 from s3prl_metaperser.experiments.runs import RESULTS
-from s3prl_metaperser.reporting import RESULT_COLUMNS
+from s3prl_metaperser.results_file import RESULT_COLUMNS
 from s3prl_metaperser.settings import Scenario
 
 Kind = Literal["table1", "table2", "figure2"]
@@ -82,7 +83,7 @@ class Experiment:
         systems = {system: place for place, system in enumerate(dict.fromkeys(row.system for row in self.rows))}
         for row in sorted(self.rows, key=lambda row: (order[row.scenario], systems[row.system], row.fold)):
             if outcome.is_done(row.node):
-                frame = pd.read_csv(outcome.runs[row.node].folder / RESULTS, dtype={"test_annotator": str})
+                frame = results_file.read_results(outcome.runs[row.node].folder / RESULTS)
                 frame["system"] = row.system
                 if row.shots is not None:
                     frame["shots"] = row.shots
@@ -191,9 +192,16 @@ def write_results(results: pd.DataFrame, out: Path, kind: Kind) -> None:
 
 
 def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFrame:
-    """Read the rows, with their ``fold`` as a further column."""
-    results = pd.read_csv(out / f"{results_name(kind)}.csv", dtype={"test_annotator": str})
-    return results.assign(fold=results["test_annotator"].map(folds))
+    """Read the rows, with their ``fold`` as a further column.
+
+    Raises:
+        MetaPerSERError: when the file is damaged, or names a test annotator of no fold.
+    """
+    results = results_file.read_results(out / f"{results_name(kind)}.csv")
+    fold = results["test_annotator"].map(folds)
+    if fold.isna().any():
+        raise _damaged(out / f"{results_name(kind)}.csv")
+    return results.assign(fold=fold)
 
 
 def claim_folder(setup: Setup) -> None:
