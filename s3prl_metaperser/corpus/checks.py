@@ -49,10 +49,10 @@ def check_annotations(frame: pd.DataFrame, emotions: Sequence[str], where: Where
 
 
 def check_text(cell: str) -> str | None:
-    """Say why something is no text that can be written and has anything in it, or None.
+    r"""Say why something is no text that can be written and has anything in it, or None.
 
     >>> check_text("a.wav")
-    >>> check_text("a\\0.wav")
+    >>> check_text("a\0.wav")
     'holds a control character'
     """
     if cell.isprintable() and cell.strip():

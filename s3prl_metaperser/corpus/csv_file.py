@@ -68,8 +68,8 @@ def read_csv(
         if len(longest) > LONGEST_CELL:
             row = int((codes == texts.index(longest)).argmax())
             raise MetaPerSERError(
-                f"{line_of_row(path, encoding)(row)}: {name} has {len(longest):,} characters; expected {LONGEST_CELL:,} "
-                "at most; is a quote not closed?"
+                f"{line_of_row(path, encoding)(row)}: {name} has {len(longest):,} characters; expected at most "
+                f"{LONGEST_CELL:,}: is a quote not closed?"
             )
     return pd.DataFrame({name: _sorted(*column) for name, column in zip(places, columns, strict=True)}, copy=False)
 
