@@ -156,10 +156,18 @@ def _no_backend_to_set(backend: str | None) -> None:
 
 def _gone(name: str, requirement: str) -> type:
     """Make a class that stands for a function or class that is no more, and fails with the cure when it is used."""
+    cure = f"{name} is missing in the installed version; install {requirement!r} to use it"
 
-    class Gone:
-        def __new__(cls, *args: object, **kwargs: object) -> NoReturn:
-            raise ImportError(f"{name} is missing in the installed version; install {requirement!r} to use it")
+    class Missing(type):
+        def __call__(cls, *args: object, **kwargs: object) -> NoReturn:
+            raise ImportError(cure)
+
+        def __getattr__(cls, attribute: str) -> NoReturn:
+            # What looks into classes without using them asks for such names, and takes no for an answer.
+            raise AttributeError(attribute) if attribute.startswith("__") else ImportError(cure)
+
+    class Gone(metaclass=Missing):
+        pass
 
     Gone.__name__ = Gone.__qualname__ = name.rpartition(".")[2]
     return Gone

@@ -258,7 +258,10 @@ class TestStandIns:
         with pytest.raises(ImportError, match=r"apply_effects_file is missing .*'torchaudio<2.9'"):
             apply_effects_file("a.wav", [])
         with pytest.raises(ImportError, match=r"HfFolder is missing .*'huggingface_hub<1'"):
+            HfFolder.get_token()
+        with pytest.raises(ImportError, match="HfFolder is missing"):
             HfFolder()
+        assert not hasattr(HfFolder, "__wrapped__")
 
     def test_what_is_there_is_left_alone(self):
         mine = object()
