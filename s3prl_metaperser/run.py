@@ -284,6 +284,8 @@ class Run(Network):
                 # An upstream has hundreds of tensors, more than anybody looks at one by one.
                 for name, reduce in (("min", min), ("mean", np.mean), ("max", max)) if of_upstream else ():
                     logger.add_scalar(f"metaperser/lslr/upstream-{name}/step{step}", reduce(of_upstream), global_step)
+        # s3prl's writer keeps for two minutes what is logged; a kill would take it, and the next checkpoint is after it.
+        logger.flush()
 
     # Evaluation
 
@@ -367,6 +369,7 @@ class Run(Network):
                 self.report.write_tuning(self._tuning)
             line += f"  → {path}"
         tqdm.write(line)
+        logger.flush()
         return dev_score
 
 

@@ -79,6 +79,9 @@ class Log:
     def add_scalar(self, *args, **kwargs):
         pass
 
+    def flush(self):
+        pass
+
 
 def test_an_episode_that_diverges_at_meta_test_has_failed_visibly(tmp_path, small_corpus, capfd):
     """Its row is there, as of a system that decides for nothing, and failures.csv names the step; once mended, none."""
