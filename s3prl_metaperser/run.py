@@ -284,7 +284,7 @@ class Run(Network):
                 # An upstream has hundreds of tensors, more than anybody looks at one by one.
                 for name, reduce in (("min", min), ("mean", np.mean), ("max", max)) if of_upstream else ():
                     logger.add_scalar(f"metaperser/lslr/upstream-{name}/step{step}", reduce(of_upstream), global_step)
-        # s3prl's writer keeps for two minutes what is logged; a kill would take it, and the next checkpoint is after it.
+        # s3prl's writer keeps for two minutes what is logged. A kill would take it, and a resumed run not log it again.
         logger.flush()
 
     # Evaluation
