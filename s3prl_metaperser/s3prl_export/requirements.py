@@ -37,7 +37,7 @@ def requirements(texts: Iterable[str]) -> list[str]:
         ) from None
     package = find_s3prl()
     runner = [(package / name).read_text(encoding="utf-8") for name in S3PRLS_OWN]
-    ranges = {_module(line): line.replace(" ", "") for line in declared if ";" not in line}
+    ranges = {_module(line): line for line in declared if "extra ==" not in line}
     wanted = third_party(texts) - {"s3prl"}
     if not wanted <= ranges.keys():
         raise ValueError(f"imported, but not declared: {', '.join(sorted(wanted - ranges.keys()))}")
