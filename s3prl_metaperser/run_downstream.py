@@ -141,6 +141,8 @@ def install_stand_ins() -> None:
         torchaudio.set_audio_backend = _no_backend_to_set
     if importlib.util.find_spec("torchaudio.sox_effects") is None:
         effects: Any = types.ModuleType("torchaudio.sox_effects")
+        # By its spec the module is known to be there, when a process that has these stand-ins asks for them again.
+        effects.__spec__ = importlib.util.spec_from_loader(effects.__name__, loader=None)
         effects.apply_effects_file = _gone("torchaudio.sox_effects.apply_effects_file", "torchaudio<2.9")
         effects.apply_effects_tensor = _gone("torchaudio.sox_effects.apply_effects_tensor", "torchaudio<2.9")
         sys.modules[effects.__name__] = effects

@@ -263,6 +263,12 @@ class TestStandIns:
             HfFolder()
         assert not hasattr(HfFolder, "__wrapped__")
 
+    def test_they_are_installed_once_however_often_a_process_asks(self):
+        run_downstream.install_stand_ins()
+        first = vars(self.torchaudio).copy(), vars(self.huggingface_hub).copy()
+        run_downstream.install_stand_ins()
+        assert (vars(self.torchaudio), vars(self.huggingface_hub)) == first
+
     def test_what_is_there_is_left_alone(self):
         mine = object()
         self.torchaudio.set_audio_backend = self.huggingface_hub.Repository = mine
