@@ -1,8 +1,8 @@
-"""Which clips to have labelled next: those that tell most about a listener who has yet to be known.
+"""Which clips to have labelled next: those that tell most of what a new listener would say of all clips.
 
-A listener is taken for a draw from the population that the training annotators are samples of. What is uncertain of
-them is how the annotators' own models, adapted to each one's labels, disagree; and a clip tells more of it the less
-the clips chosen before it have told. Measured against random clips and other ways to choose in docs/findings.md.
+A listener is taken for a draw from the population that the training annotators are samples of. How alike two clips are
+to listeners, and where listeners part, is what the annotators' own models say, adapted to each one's labels. Measured
+against random clips and other ways to choose in docs/findings.md.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from s3prl_metaperser.episodes import Task, generator, make_split
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.personalize.recogniser import AT_ONCE, STEPS, Recogniser
 
-NOISE = 0.1
-"""Variance of one label; of the square root of a probability, as everything here."""
-UNFORESEEN = 0.1
-"""Variance of what a listener may hear otherwise than any training annotator, alike in clips of like features. Both
-were chosen on dev listeners; from half to twice as much does nearly as well (docs/findings.md)."""
+DISAGREEMENT = 4.0
+"""How much more what annotators part on counts than what they agree on."""
+NOISE = 1.0
+"""Variance of one label, where a clip that all name alike, and surely, has 1. Both were chosen on dev listeners, as was
+the criterion (docs/findings.md)."""
 DIGITS = 9
-"""Clips that tell the same to so many digits tell the same: the earlier is chosen."""
+"""Gains that are the same to so many digits are the same: the earlier clip is chosen."""
 MOST_ANNOTATORS = 64
 """Of a crowd, those who labelled most: their models are known best, and more of them add little."""
 MOST_LABELS = 256
@@ -79,29 +79,28 @@ def suggest(
         _adapted(model, task, [paths[utterance] for utterance in task.examples.utterances])
         for task in _training_annotators(model, corpus)
     ]
-    probabilities, embeddings = _heard(model, adapted, clips, progress)
+    probabilities = _said(model, adapted, clips, progress)
     converged = np.isfinite(probabilities).all(axis=(1, 2))
     if not converged.any():
         raise MetaPerSERError(f"{model.checkpoint} diverges when it is adapted to the annotators it was trained on")
-    return choose(probabilities[converged], embeddings, number, taken)
+    return choose(probabilities[converged], number, taken)
 
 
-def choose(probabilities: np.ndarray, embeddings: np.ndarray, number: int, labelled: Sequence[int] = ()) -> list[int]:
-    """Choose the clips whose labels have most mutual information with the listener who will give them.
+def choose(probabilities: np.ndarray, number: int, labelled: Sequence[int] = ()) -> list[int]:
+    """Choose the clips whose labels leave least to guess of what the listener would say of all clips.
 
-    The square roots of a listener's probabilities are taken for a Gaussian process over the clips. The covariance of
-    two clips is that of the annotators' roots, summed over emotions, and a small one by the cosine of their embeddings:
-    it spreads the clips where annotators agree, or where there is but one. The mutual information of the labels of
-    clips S with the process is 1/2 log det(I + K_S / noise). Greedily, the next clip is the one whose variance is
-    greatest given those before; what will be said of them does not matter.
+    What a listener says of the clips is taken for a Gaussian process. Two clips' covariance is how alike they are named
+    on average, plus how alike the annotators deviate from that average on them: the listener may name what sounds
+    alike otherwise than all, and will do so in the ways in which the annotators do. A label tells of all clips that go
+    with its own. The next clip is the one that reduces the variances of all clips most, summed, given those before:
+    clips that stand for many and are disputed come first, and what is told does not come again. What is said of a clip
+    does not matter, so that any number can be chosen at once.
 
-    Source: labels that tell most about what is to be learned, Houlsby et al. 2011 (BALD), and jointly so, Kirsch et al.
-    2019 (BatchBALD); for a Gaussian process, and greedily, Srinivas et al. 2010, "Gaussian Process Optimization in the
-    Bandit Setting", section 2.
+    Source: Cohn, Ghahramani and Jordan 1996, "Active Learning with Statistical Models": the expected variance over all
+    inputs, which the design of experiments calls V-optimality.
 
     Args:
-        probabilities: (annotators, clips, classes) of each annotator's own model.
-        embeddings: (clips, dim) features of the clips, of which directions are compared.
+        probabilities: (annotators, clips, classes): what each annotator would say, by a model of their own.
         number: how many to choose.
         labelled: clips that are labelled already.
 
@@ -109,40 +108,38 @@ def choose(probabilities: np.ndarray, embeddings: np.ndarray, number: int, label
         Indices of clips, most informative first; all that are not labelled, where there are fewer than ``number``.
 
     >>> agreed, disputed = [[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]
-    >>> choose(np.array([agreed, disputed, disputed]).swapaxes(0, 1), np.eye(3), 3)
+    >>> choose(np.array([agreed, disputed, disputed]).swapaxes(0, 1), 3)
     [1, 2, 0]
     """
-    views = _views(probabilities, embeddings)
-    variance = (views**2).sum(axis=1)
-    told: list[np.ndarray] = []
-
-    def learn_of(clip: int) -> None:
-        """Take what a clip's label will tell off the variances: one row of K's Cholesky factor."""
-        row = views @ views[clip] - sum(earlier * earlier[clip] for earlier in told)
-        told.append(row / np.sqrt(variance[clip] + NOISE))
-        variance[:] -= told[-1] ** 2
-
+    views = _views(probabilities)
     free = np.ones(len(views), dtype=bool)
     for clip in labelled:
         free[clip] = False
-        learn_of(clip)
+        views = _after_label(views, clip)
     chosen: list[int] = []
     for _ in range(min(number, int(free.sum()))):
-        best = int(np.where(free, variance.round(DIGITS), -np.inf).argmax())
+        reduction = ((views @ (views.T @ views)) * views).sum(axis=1) / (NOISE + (views**2).sum(axis=1))
+        best = int(np.where(free, reduction.round(DIGITS), -np.inf).argmax())
         free[best] = False
-        learn_of(best)
+        views = _after_label(views, best)
         chosen.append(best)
     return chosen
 
 
-def _views(probabilities: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+def _views(probabilities: np.ndarray) -> np.ndarray:
     """Give the clips as (clips, features), whose inner products are their covariances."""
-    roots = np.sqrt(probabilities.astype(float))
-    deviations = (roots - roots.mean(axis=0)) / np.sqrt(len(roots))
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    directions = embeddings / np.maximum(lengths, np.finfo(embeddings.dtype).tiny)
-    own = deviations.transpose(1, 0, 2).reshape(len(embeddings), -1)
-    return np.concatenate([own, np.sqrt(UNFORESEEN) * directions], axis=1)
+    named = probabilities.astype(float)
+    average = named.mean(axis=0)
+    deviations = np.sqrt(DISAGREEMENT / len(named)) * (named - average)
+    return np.concatenate([average, *deviations], axis=1)
+
+
+def _after_label(views: np.ndarray, clip: int) -> np.ndarray:
+    """Give views whose inner products are the covariances that are left once a clip is labelled."""
+    own = views[clip]
+    variance = own @ own
+    share = (1 - np.sqrt(NOISE / (NOISE + variance))) / max(variance, np.finfo(float).tiny)
+    return views - share * np.outer(views @ own, own)
 
 
 def _training_annotators(model: Recogniser, corpus: Corpus) -> list[Task]:
@@ -174,16 +171,17 @@ def _adapted(model: Recogniser, task: Task, paths: Sequence[Path]) -> Params:
     return learner.adapt_to(support, rates, STEPS, [STEPS], names).kept[STEPS]
 
 
-def _heard(
-    model: Recogniser, adapted: Sequence[Params], clips: Sequence[Path], progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give the adapted models' probabilities, (annotators, clips, classes), and the clips' embeddings, (clips, dim)."""
+def _said(model: Recogniser, adapted: Sequence[Params], clips: Sequence[Path], progress: bool) -> np.ndarray:
+    """Give each annotator's probabilities of names, (annotators, clips, classes).
+
+    They are what support labels are compared with: not sharpened, which serves decisions alone.
+    """
     learner = model.network.learner
-    probabilities, embeddings = [], []
+    sharpness = float(learner.sharpened(torch.ones(()).to(learner.class_weights.device)))
+    parts = []
     for begin in range(0, len(clips), AT_ONCE):
         statistics = model.statistics(clips[begin : begin + AT_ONCE], progress).unsqueeze(0)
-        embeddings.append(learner.embeddings(statistics)[0].cpu().numpy())
-        probabilities.append(
-            np.concatenate([learner.probabilities(statistics, params).cpu().numpy() for params in adapted])
-        )
-    return np.concatenate(probabilities, axis=1), np.concatenate(embeddings)
+        parts.append(np.concatenate([learner.probabilities(statistics, params).cpu().numpy() for params in adapted]))
+    said = np.concatenate(parts, axis=1) ** (1 / sharpness)
+    probabilities: np.ndarray = said / said.sum(axis=-1, keepdims=True)
+    return probabilities
