@@ -58,6 +58,29 @@ for command in commands:
 print("loaded:", *(name for name in sys.modules if name.partition(".")[0] == "s3prl_metaperser"))
 """
 
+# What the patched runner hands to ``bind`` when DDP has wrapped its modules: what is inside.
+BINDS_UNWRAPPED = """
+import argparse, sys, tempfile, types
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from s3prl.downstream.runner import ModelEntry, Runner
+class Probe(nn.Module):
+    def __init__(self, **arguments):
+        super().__init__()
+    def bind(self, *modules):
+        self.bound = modules
+    get_dataloader = log_records = None
+sys.modules["s3prl.downstream.probe.expert"] = types.SimpleNamespace(DownstreamExpert=Probe)
+distributed.init_process_group("gloo", init_method=f"file://{tempfile.mktemp()}", rank=0, world_size=1)
+inside = nn.Linear(2, 2), nn.Linear(2, 2)
+runner = Runner.__new__(Runner)
+runner.args, runner.config, runner.init_ckpt = argparse.Namespace(downstream="probe", device="cpu"), {}, {}
+runner.upstream, runner.featurizer = (ModelEntry(DistributedDataParallel(one), "", True, []) for one in inside)
+runner.featurizer.model.output_dim = runner.featurizer.model.downsample_rate = 2
+distributed.destroy_process_group()
+assert all(bound is one for bound, one in zip(runner._get_downstream().model.bound, inside, strict=True))
+"""
+
 
 def export(*arguments):
     return cli.main(["export-s3prl", *map(str, arguments)])
@@ -118,8 +141,8 @@ def run(clone, command, cwd=None):
     )
 
 
-def train_and_judge(root, corpus, wavlm, clone=None, fallbacks=True, evaluate=False):
-    """SSL-E, Meta-PerSER from it, and Meta-PerSER through a WavLM; give the folder of their folders."""
+def train_and_judge(root, corpus, wavlm, clone=None, fallbacks=True, evaluate=False, first=""):
+    """SSL-E, Meta-PerSER from it and Meta-PerSER through a WavLM, after some code; give the folder of their folders."""
     root.mkdir(exist_ok=True)
     shop = Workshop(root, corpus, [])
     short = {"total_steps": 2, "eval_step": 2, "save_step": 2}
@@ -137,7 +160,7 @@ def train_and_judge(root, corpus, wavlm, clone=None, fallbacks=True, evaluate=Fa
         override = ["-o", "args.expdir='evaluated'"]
         commands.append(["-m", "evaluate", "-e", "meta/dev-best.ckpt", "--device", "cpu", *override])
     place = "s3prl.downstream.metaperser" if clone else "s3prl_metaperser"
-    done = run(clone, ["-c", RUNS, json.dumps([place, fallbacks, *commands])], cwd=root)
+    done = run(clone, ["-c", first + RUNS, json.dumps([place, fallbacks, *commands])], cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("s3prl_metaperser.expert" in done.stdout) == (clone is None)
     return root
@@ -169,7 +192,8 @@ class TestRuns:
         clone = make_clone(tmp_path / "clone")
         export(clone)
         apply(clone, "bind", "resume")
-        theirs = train_and_judge(tmp_path / "runs", small_corpus, small_wavlm, clone, fallbacks=False, evaluate=True)
+        patched = {"clone": clone, "fallbacks": False, "evaluate": True, "first": BINDS_UNWRAPPED}
+        theirs = train_and_judge(tmp_path / "runs", small_corpus, small_wavlm, **patched)
         assert_same_runs(as_installed, theirs)
         assert (theirs / "evaluated/results.csv").read_bytes() == (theirs / "meta/results.csv").read_bytes()
 
