@@ -1,14 +1,14 @@
 """SHA-256 of what is kept, beside it: so that a damaged or edited file is named, and not used.
 
-JSON files carry their own, under the key ``sha256``. CSV files of fixed columns have theirs in ``checksums.sha256`` of
-their folder, in the format of ``sha256sum``, which checks it too (``sha256sum -c checksums.sha256``).
+``corpus.json`` and ``done.json`` carry their own, under the key ``sha256``. Results have theirs in ``checksums.sha256``
+of their folder, in the format of ``sha256sum``, which checks it too (``sha256sum -c checksums.sha256``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ def of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def of_json(content: Mapping[str, Any], *more: str) -> str:
     """Hash what a JSON file holds, but for its own checksum.
 
@@ -40,7 +44,7 @@ def of_json(content: Mapping[str, Any], *more: str) -> str:
         *more: further checksums that are to be known with it.
     """
     rest = {key: value for key, value in content.items() if key != KEY}
-    return hashlib.sha256(json.dumps([rest, *more], sort_keys=True).encode()).hexdigest()
+    return _of_text(json.dumps([rest, *more], sort_keys=True))
 
 
 def sealed(content: Mapping[str, Any], *more: str) -> dict[str, Any]:
@@ -73,29 +77,35 @@ class CheckedFolder:
             MetaPerSERError: when it is not what was written.
         """
         path, known = self.folder / name, self._known().get(name)
-        if known and path.exists() and of_file(path) not in known:
-            raise MetaPerSERError(
-                f"{path} is not what was written there (edited, or damaged?): move it away, or, where the change is "
-                f"meant, delete its line from {self.folder / LIST}"
-            )
+        while known and path.exists() and of_file(path) not in known:
+            before, known = known, self._known().get(name)
+            # Another process may have replaced the file, whose next checksum comes first, between the two looks.
+            if known == before:
+                raise MetaPerSERError(
+                    f"{path} is not what was written there (edited, or damaged?): move it away, and run again what "
+                    f"made it; or, where the change is meant, delete its line from {self.folder / LIST}"
+                )
 
-    def replace(self, texts: Mapping[str, str], write: Callable[[Path, str], None] = write_text) -> None:
-        """Replace files of the folder.
+    def replace(self, texts: Mapping[str, str | None]) -> None:
+        """Replace files of the folder, whatever they are; see :meth:`check`.
 
         Args:
-            texts: file name → what it is to hold.
-            write: replaces one file atomically.
+            texts: file name → what it is to hold; None: it is removed.
 
         Raises:
-            UnwritableError: naming the first that cannot be written; those before it have been replaced.
+            MetaPerSERError: when a file cannot be written; those before it have been replaced.
         """
-        known = self._known()
-        fresh = {name: [hashlib.sha256(text.encode()).hexdigest()] for name, text in texts.items()}
-        now = {name: [of_file(self.folder / name)] for name in texts if name in known and (self.folder / name).exists()}
-        self._write({**known, **{name: [*now.get(name, []), *fresh[name]] for name in texts}})
+        known, paths = self._known(), {name: self.folder / name for name in texts}
+        others = {name: digests for name, digests in known.items() if name not in texts}
+        now = {name: known.get(name) or [of_file(path)] for name, path in paths.items() if path.exists()}
+        fresh = {name: [] if text is None else [_of_text(text)] for name, text in texts.items()}
+        self._write({**others, **{name: [*now.get(name, []), *digests] for name, digests in fresh.items()}})
         for name, text in texts.items():
-            write(self.folder / name, text)
-        self._write({**known, **fresh})
+            if text is None:
+                paths[name].unlink(missing_ok=True)
+            else:
+                write_text(paths[name], text)
+        self._write({**others, **fresh})
 
     def _known(self) -> dict[str, list[str]]:
         try:

@@ -1,4 +1,7 @@
-"""What a run leaves for people: ``results.csv``, ``predictions.csv``, ``tuning.csv``, ``failures.csv``, and a line."""
+"""What a run leaves for people: ``results.csv``, ``predictions.csv``, ``tuning.csv``, ``failures.csv``, and a line.
+
+Their checksums are beside them, in ``checksums.sha256``: a file that was edited or damaged is named, and not added to.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from s3prl_metaperser.atomic import hold, locked, replacing
+from s3prl_metaperser.atomic import UnwritableError, hold, locked
+from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
 from s3prl_metaperser.metrics import METRICS, Scores, decide
@@ -55,7 +59,9 @@ class Report:
         self.settings = settings
         self.upstream = upstream
         self.emotions = list(emotions)
+        self._files = CheckedFolder(folder)
         for path in folder.glob("results*.csv"):
+            self._files.check(path.name)
             read_results(path)
 
     def hold(self) -> None:
@@ -80,7 +86,8 @@ class Report:
             The path of the results file.
         """
         suffix = "" if split == "test" else f"-{split}"
-        results = self.folder / f"results{suffix}.csv"
+        results = f"results{suffix}.csv"
+        predicted, failed = f"predictions{suffix}.csv", f"failures{suffix}.csv"
         rows = [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated]
         predictions = [row for one in evaluated for row in self._prediction_rows(one)]
         failures = [
@@ -89,24 +96,28 @@ class Report:
             if one.divergence is not None
         ]
         with self._locked():
-            _merge(results, pd.DataFrame(rows, columns=RESULT_COLUMNS))
-            _merge(self.folder / f"predictions{suffix}.csv", pd.DataFrame(predictions))
-            self._write_failures(self.folder / f"failures{suffix}.csv", failures, rows)
-        return results
+            for name in (results, predicted, failed):
+                self._files.check(name)
+            self._files.replace(
+                {
+                    results: _merged(self.folder / results, pd.DataFrame(rows, columns=RESULT_COLUMNS)),
+                    predicted: _merged(self.folder / predicted, pd.DataFrame(predictions)),
+                    failed: self._merged_failures(self.folder / failed, failures, rows),
+                }
+            )
+        return self.folder / results
 
     @staticmethod
-    def _write_failures(path: Path, failures: Sequence[dict[str, object]], rows: Sequence[dict[str, object]]) -> None:
+    def _merged_failures(
+        path: Path, failures: Sequence[dict[str, object]], rows: Sequence[dict[str, object]]
+    ) -> str | None:
         earlier = pd.DataFrame(columns=FAILURE_COLUMNS)
         if path.exists():
             earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
         again = {tuple(str(row[name]) for name in _SAME_RUN) for row in rows}
         kept = [row not in again for row in earlier[_SAME_RUN].astype(str).itertuples(index=False, name=None)]
         left = pd.concat([earlier[kept], pd.DataFrame(failures, columns=FAILURE_COLUMNS).astype(str)])
-        if left.empty:
-            path.unlink(missing_ok=True)
-            return
-        with replacing(path) as temporary:
-            left.to_csv(temporary, index=False, lineterminator="\n")
+        return None if left.empty else _csv(left)
 
     def write_tuning(self, tuning: Tuning) -> None:
         """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system.
@@ -125,18 +136,22 @@ class Report:
         )
         path = self.folder / "tuning.csv"
         with self._locked():
+            self._files.check(path.name)
             if path.exists():
                 earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
                 rows = pd.concat([earlier[earlier["system"] != rows.loc[0, "system"]], rows], ignore_index=True)
             metrics = [name for name in METRICS if name in rows]
-            with replacing(path) as temporary:
-                rows[["system", "lr", "steps", *metrics, "chosen"]].to_csv(temporary, index=False, lineterminator="\n")
+            self._files.replace({path.name: _csv(rows[["system", "lr", "steps", *metrics, "chosen"]])})
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        waiting = f"[metaperser] another process writes into {self.folder}; waiting for it"
-        with (self.folder / ".lock").open("a") as file, locked(file, waiting):
+        lock = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a")
+        except OSError as error:
+            raise UnwritableError(lock, error) from None
+        with file, locked(file, f"[metaperser] another process writes into {self.folder}; waiting for it"):
             yield
 
     def _run_cells(self, episode: Episode) -> dict[str, object]:
@@ -175,14 +190,19 @@ class Report:
         return ";".join(emotion for emotion, one in zip(self.emotions, chosen, strict=True) if one)
 
 
-def _merge(path: Path, rows: pd.DataFrame) -> None:
+def _merged(path: Path, rows: pd.DataFrame) -> str:
+    """Give a file's rows with others added, in place of those of the same run."""
     if path.exists():
         earlier = pd.read_csv(path, dtype={"test_annotator": str}, keep_default_na=False)
         replaced = set(rows[_SAME_RUN].astype(str).itertuples(index=False, name=None))
         kept = [row not in replaced for row in earlier[_SAME_RUN].astype(str).itertuples(index=False, name=None)]
         rows = pd.concat([earlier[kept], rows], ignore_index=True) if any(kept) else rows
-    with replacing(path) as temporary:
-        rows.to_csv(temporary, index=False, lineterminator="\n")
+    return _csv(rows)
+
+
+def _csv(rows: pd.DataFrame) -> str:
+    text: str = rows.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def summary_line(evaluated: Sequence[EvaluatedEpisode], system: str, split: str) -> str:

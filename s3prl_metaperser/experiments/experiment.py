@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from s3prl_metaperser import results_file
-from s3prl_metaperser.atomic import replacing, write_text
+from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.grid import Node, Outcome
 from s3prl_metaperser.experiments.plan import Setup
@@ -163,7 +163,7 @@ class Record:
 
     def write(self, out: Path, kind: Kind) -> None:
         """Write ``KIND.json``."""
-        write_text(out / f"{kind}.json", json.dumps(asdict(self), indent=1) + "\n")
+        CheckedFolder(out).replace({f"{kind}.json": json.dumps(asdict(self), indent=1) + "\n"})
 
     @classmethod
     def read(cls, out: Path, kind: Kind) -> Record | None:
@@ -187,8 +187,8 @@ def results_name(kind: Kind) -> str:
 
 def write_results(results: pd.DataFrame, out: Path, kind: Kind) -> None:
     """Write the rows, a file of fixed columns."""
-    with replacing(out / f"{results_name(kind)}.csv") as temporary:
-        results[RESULT_COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+    text = results[RESULT_COLUMNS].to_csv(index=False, lineterminator="\n")
+    CheckedFolder(out).replace({f"{results_name(kind)}.csv": text})
 
 
 def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFrame:
@@ -197,6 +197,7 @@ def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFram
     Raises:
         MetaPerSERError: when the file is damaged, or names a test annotator of no fold.
     """
+    CheckedFolder(out).check(f"{results_name(kind)}.csv")
     results = results_file.read_results(out / f"{results_name(kind)}.csv")
     fold = results["test_annotator"].map(folds)
     if fold.isna().any():
@@ -213,7 +214,7 @@ def claim_folder(setup: Setup) -> None:
     path = setup.out / SHARED
     shared, found = setup.shared(), _read_json(path)
     if found is None:
-        write_text(path, json.dumps(shared, indent=1) + "\n")
+        CheckedFolder(setup.out).replace({SHARED: json.dumps(shared, indent=1) + "\n"})
         return
     for key, value in shared.items():
         if found.get(key) != value:
@@ -224,6 +225,7 @@ def claim_folder(setup: Setup) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    CheckedFolder(path.parent).check(path.name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
