@@ -18,7 +18,7 @@ from torch.distributed import is_initialized
 from torch.utils.data import DataLoader
 
 from s3prl_metaperser.audio import read_audio
-from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM
+from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM, weights_fit
 from s3prl_metaperser.datasets import Batch
 from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, nothing_of, own_share
 from s3prl_metaperser.errors import exits_on_bad_input
@@ -60,7 +60,7 @@ class DownstreamExpert(nn.Module):
             self.network = Inference(downstream_expert, upstream_dim, kwargs)
         else:
             self.network = Run(downstream_expert, upstream_dim, Path(expdir), kwargs)
-            self.run.begin()
+            self.run.announce()
         self.learner = self.network.learner
         self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
@@ -75,6 +75,8 @@ class DownstreamExpert(nn.Module):
             self._bind(*modules, torch.device(kwargs["device"]))
         else:
             catch_upstream_and_featurizer(self)
+        if kwargs["mode"] == "train":
+            self.run.hold_folder()
 
     @property
     def run(self) -> Run:
@@ -102,7 +104,8 @@ class DownstreamExpert(nn.Module):
         initial, self._initial = self._initial or {}, None
         for name, module in ((UPSTREAM, upstream), (FEATURIZER, featurizer)):
             if initial.get(name):
-                module.load_state_dict(initial[name])
+                with weights_fit(f"the checkpoint that training starts from: its {name}"):
+                    module.load_state_dict(initial[name])
         self.network.of_upstream.bind(upstream, featurizer, device)
 
     @exits_on_bad_input
@@ -218,4 +221,6 @@ class DownstreamExpert(nn.Module):
     @exits_on_bad_input
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load this run's own kind of weights, or refuse by name those of another upstream or emotion set."""
-        return super().load_state_dict(self.network.fitting(state_dict), strict=strict, assign=assign)
+        fitting = self.network.fitting(state_dict)
+        with weights_fit(f"checkpoint {self.network.arguments.get('init_ckpt')}: its {DOWNSTREAM}"):
+            return super().load_state_dict(fitting, strict=strict, assign=assign)

@@ -109,22 +109,26 @@ class Run(Network):
             if learns:
                 self.split = replace(self.split, aggregated=expressed.examples)
 
-    def begin(self) -> None:
-        """Say on stderr who trains, chooses and is tested, and who is left out and why; hold the folder trained into.
+    def hold_folder(self) -> None:
+        """Keep the folder that is trained into from other processes; warn where nothing would be left to resume from.
 
         Raises:
-            MetaPerSERError: when another process trains into the folder.
+            MetaPerSERError: when another process trains into it.
         """
         if own_share().rank > 0:
             return
-        if self.arguments["mode"] == "train":
-            self.report.hold()
-            if self.arguments["runner"]["max_keep"] < 2:
-                print(
-                    "[metaperser] warning: with runner.max_keep below 2, s3prl deletes the last checkpoint before it "
-                    "writes the next; killed between the two, this training cannot be resumed",
-                    file=sys.stderr,
-                )
+        self.report.hold()
+        if self.arguments["runner"]["max_keep"] < 2:
+            print(
+                "[metaperser] warning: with runner.max_keep below 2, s3prl deletes the last checkpoint before it "
+                "writes the next; killed between the two, this training cannot be resumed",
+                file=sys.stderr,
+            )
+
+    def announce(self) -> None:
+        """Say on stderr who trains, chooses and is tested, and who is left out and why."""
+        if own_share().rank > 0:
+            return
         split = self.split
         test, dev = (", ".join(_some(task.annotator for task in tasks)) for tasks in (split.test, split.dev))
         print(

@@ -7,12 +7,12 @@
     python tests/robustness/kill.py --what adapt
 
 The command runs without interruption, then in each round from the same empty folder, with all its processes (its
-process group) killed once: in every fourth round anywhere in its time, else from shortly before it begins to write. A
-round that ended before it was killed is not counted. Given again as it was first given, the command must end well, and
-leave the same: the same files, bit for bit (of checkpoints what they hold, but for the command line, which says what
-was resumed), and the same TensorBoard scalars wherever there are any. With ``--cut`` every killed training also has its
-newest checkpoint cut off, as s3prl's own writing leaves it. All is made in a folder of its own: a small synthetic
-corpus, filterbanks or a WavLM of two layers with random weights.
+process group) killed once: in every fifth round before it writes anything, else at some moment from its first file on.
+A round that ended before it was killed is not counted. Given again as it was first given, the command must end well,
+and leave the same: the same files, bit for bit (of checkpoints what they hold, but for the command line, which says
+what was resumed), and the same TensorBoard scalars wherever there are any. With ``--cut`` every killed training also
+has its newest checkpoint cut off, as s3prl's own writing leaves it. All is made in a folder of its own: a small
+synthetic corpus, filterbanks or a WavLM of two layers with random weights.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ PASSED_OVER = re.compile(
 """Files that say when and how often a command was given."""
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
 PATIENCE = 600
-EARLIER = 0.9
-"""The share of the time to its first file after which a command is killed, at the earliest."""
 
 
 @dataclass
@@ -163,12 +161,23 @@ def uninterrupted(subject: Subject, log: Path) -> tuple[float, float]:
     return first, time.monotonic() - begun
 
 
-def killed(subject: Subject, after: float, log: Path) -> str | None:
-    """Start the command and kill it after so many seconds; give what of its own was there, None if it had ended."""
+def killed(subject: Subject, before: float, after: float, log: Path) -> str | None:
+    """Start the command and kill it; give what of its own was there, None if it had ended.
+
+    Args:
+        subject: the command.
+        before: seconds from its start to the kill, if it has not begun to write by then.
+        after: seconds from its first file to the kill.
+        log: for both its outputs.
+    """
+    begun, first = time.monotonic(), None
     process = start(subject, log)
-    time.sleep(after)
-    if process.poll() is not None:
-        return None
+    while time.monotonic() < (begun + before if first is None else first + after):
+        if first is None and written(subject.folder):
+            first = time.monotonic()
+        if process.poll() is not None:
+            return None
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     files = written(subject.folder)
@@ -274,14 +283,16 @@ def run(args: argparse.Namespace, root: Path) -> int:
         said = None
         while said is None:
             shutil.rmtree(subject.folder, ignore_errors=True)
-            moment = rng.uniform(0 if number % 4 == 0 else EARLIER * first, last)
-            said = killed(subject, moment, log)
+            is_early = number % 5 == 0
+            before, after = rng.uniform(0, first) if is_early else PATIENCE, rng.uniform(0, last - first)
+            said = killed(subject, before, after, log)
         if args.cut and subject.trains:
             said += cut_newest(subject, rng)
         code = subprocess.Popen.wait(start(subject, log), PATIENCE)
         wrong, missing = differences(subject, expected, logged) if code == 0 else ([f"ended with code {code}"], 0)
         failed, lost = failed + bool(wrong), lost + missing
-        print(f"round {number}: killed at {moment:.2f} s ({said}): {'; '.join(wrong[:5]) or 'the same'}", flush=True)
+        when = f"{before:.2f} s after its start" if is_early else f"{after:.2f} s after its first file"
+        print(f"round {number}: killed {when} ({said}): {'; '.join(wrong[:5]) or 'the same'}", flush=True)
         if wrong and args.root:
             shutil.copytree(subject.folder, root / f"round-{number}")
     print(f"{args.what}: {args.rounds} killed, {args.rounds - failed} the same; {lost} scalars of TensorBoard lost")
