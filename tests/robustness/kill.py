@@ -13,12 +13,17 @@ and leave the same: the same files, bit for bit (of checkpoints what they hold, 
 what was resumed), and the same TensorBoard scalars wherever there are any. With ``--cut`` every killed training also
 has its newest checkpoint cut off, as s3prl's own writing leaves it. All is made in a folder of its own: a small
 synthetic corpus, filterbanks or a WavLM of two layers with random weights.
+
+Most of such a short command's time are its imports. So all but experiments, which do so themselves, are forked from a
+process that has imported s3prl and torch; ``--fresh`` starts every command by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
+import multiprocessing
 import os
 import random
 import re
@@ -30,7 +35,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -130,17 +137,59 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
 }
 
 
-def start(subject: Subject, log: Path) -> subprocess.Popen[bytes]:
-    """Start the command in a process group of its own."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            subject.command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+class Started:
+    """A command that is under way, in a process group of its own.
+
+    Args:
+        subject: the command.
+        log: for both its outputs, which are added to it.
+        forked: whether it is forked from a process that has imported what it imports.
+    """
+
+    def __init__(self, subject: Subject, log: Path, forked: bool) -> None:
+        self._process: subprocess.Popen[bytes] | ForkServerProcess
+        if forked:
+            module, *arguments = subject.command[2:]
+            self._process = FORKS.Process(target=be_the_command, args=(module, arguments, log))
+            self._process.start()
+            return
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                subject.command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def poll(self) -> int | None:
+        """Give the exit code, None while it is under way."""
+        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
+
+    def wait(self) -> int:
+        """Wait for its end; give the exit code."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.wait(PATIENCE)
+        self._process.join(PATIENCE)
+        code = self._process.exitcode
+        if code is None:
+            raise SystemExit(f"a command has not ended after {PATIENCE} s")
+        return code
+
+    def kill(self) -> None:
+        """Kill it with all its processes."""
+        os.killpg(cast(int, self._process.pid), signal.SIGKILL)
+        self.wait()
+
+
+FORKS: ForkServerContext = multiprocessing.get_context("forkserver")
+
+
+def be_the_command(module: str, arguments: list[str], log: Path) -> None:
+    """Be the process that ``python -m MODULE ARGUMENTS`` would be."""
+    os.setsid()
+    with open(os.devnull, "rb") as nothing, log.open("ab") as file:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [module, *arguments]
+    sys.exit(importlib.import_module(module).main())
 
 
 def written(folder: Path) -> list[Path]:
@@ -148,20 +197,20 @@ def written(folder: Path) -> list[Path]:
     return [Path(place, name) for place, _, names in os.walk(folder) for name in names]
 
 
-def uninterrupted(subject: Subject, log: Path) -> tuple[float, float]:
+def uninterrupted(subject: Subject, log: Path, forked: bool) -> tuple[float, float]:
     """Run the command to its end; give the seconds after which it began to write, and ended."""
     begun, first = time.monotonic(), None
-    process = start(subject, log)
+    process = Started(subject, log, forked)
     while process.poll() is None:
         if first is None and written(subject.folder):
             first = time.monotonic() - begun
         time.sleep(0.01)
-    if process.returncode or first is None:
-        raise SystemExit(f"without interruption it ended with code {process.returncode}: see {log}")
+    if process.poll() or first is None:
+        raise SystemExit(f"without interruption it ended with code {process.poll()}: {log.read_text()[-1500:]}")
     return first, time.monotonic() - begun
 
 
-def killed(subject: Subject, before: float, after: float, log: Path) -> str | None:
+def killed(subject: Subject, before: float, after: float, log: Path, forked: bool) -> str | None:
     """Start the command and kill it; give what of its own was there, None if it had ended.
 
     Args:
@@ -169,17 +218,17 @@ def killed(subject: Subject, before: float, after: float, log: Path) -> str | No
         before: seconds from its start to the kill, if it has not begun to write by then.
         after: seconds from its first file to the kill.
         log: for both its outputs.
+        forked: see :class:`Started`.
     """
     begun, first = time.monotonic(), None
-    process = start(subject, log)
+    process = Started(subject, log, forked)
     while time.monotonic() < (begun + before if first is None else first + after):
         if first is None and written(subject.folder):
             first = time.monotonic()
         if process.poll() is not None:
             return None
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     files = written(subject.folder)
     leftovers = sum(bool(LEFTOVER.fullmatch(path.name)) for path in files)
     states = ", ".join(sorted(path.stem for path in files if path.name.startswith("states-")))
@@ -260,6 +309,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--cut", action="store_true", help="cut the newest checkpoint off after each kill")
+    parser.add_argument("--fresh", action="store_true", help="start every command by itself")
     parser.add_argument("--root", type=Path, help="folder to work in, which must not exist, and is kept")
     args = parser.parse_args()
     trust_namespaces()
@@ -272,10 +322,14 @@ def main() -> int:
 
 def run(args: argparse.Namespace, root: Path) -> int:
     """Do what the command line asks for in a folder."""
+    forked = args.what != "experiment" and not args.fresh
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if forked:
+        FORKS.set_forkserver_preload(["s3prl_metaperser.experiments.preloaded"])
     subject, rng, log = SUBJECTS[args.what](root), random.Random(args.seed), root / "log.txt"
-    uninterrupted(subject, log)
+    uninterrupted(subject, log, forked)
     shutil.rmtree(subject.folder)
-    first, last = uninterrupted(subject, log)  # once more: files are in memory now, as in every round
+    first, last = uninterrupted(subject, log, forked)  # once more: files are in memory now, as in every round
     expected, logged = kept(subject.folder), scalars(subject.folder)
     print(f"{args.what}: {last:.1f} s, writes after {first:.1f} s; {len(expected)} files, {len(logged)} scalars")
     failed = lost = 0
@@ -285,10 +339,10 @@ def run(args: argparse.Namespace, root: Path) -> int:
             shutil.rmtree(subject.folder, ignore_errors=True)
             is_early = number % 5 == 0
             before, after = rng.uniform(0, first) if is_early else PATIENCE, rng.uniform(0, last - first)
-            said = killed(subject, before, after, log)
+            said = killed(subject, before, after, log, forked)
         if args.cut and subject.trains:
             said += cut_newest(subject, rng)
-        code = subprocess.Popen.wait(start(subject, log), PATIENCE)
+        code = Started(subject, log, forked).wait()
         wrong, missing = differences(subject, expected, logged) if code == 0 else ([f"ended with code {code}"], 0)
         failed, lost = failed + bool(wrong), lost + missing
         when = f"{before:.2f} s after its start" if is_early else f"{after:.2f} s after its first file"
