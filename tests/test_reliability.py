@@ -4,17 +4,26 @@ import fcntl
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
+from datetime import datetime, timezone
 
 import pytest
 import torch
+import yaml
 from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
+from workshop import LAUNCHER, Workshop, same_weights
 
-from s3prl_metaperser import torch_files
-from s3prl_metaperser.atomic import write_text
+from s3prl_metaperser import checksums, configs, torch_files
+from s3prl_metaperser.atomic import hold, write_text
+from s3prl_metaperser.checksums import CheckedFolder
+from s3prl_metaperser.corpus.manifest import load_corpus, write_corpus
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
 from s3prl_metaperser.upstream.features import cached_features
 from s3prl_metaperser.upstream.pooling import PooledUpstream
@@ -128,3 +137,130 @@ def test_what_a_killed_writer_has_left_is_removed_and_what_another_writes_is_not
         fcntl.flock(file, fcntl.LOCK_EX)
         write_text(path, "whole")
     assert {one.name for one in tmp_path.iterdir()} == {"results.csv", writing.name, young.name}
+
+
+def test_a_flipped_byte_in_a_corpus_is_refused_by_name(tmp_path, small_corpus):
+    """In corpus.json some bytes say nothing: spaces between values may become others."""
+    corpus = load_corpus(small_corpus)
+    write_corpus(corpus, tmp_path)
+    rng, refused = random.Random(0), []
+    for name, most in (("annotations.csv", 60), ("corpus.json", 200)):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for place in rng.sample(range(len(whole)), most):
+            path.write_bytes(flipped(whole, place, rng))
+            try:
+                loaded = load_corpus(tmp_path)
+            except MetaPerSERError as error:
+                refused.append(str(error))
+                continue
+            assert name == "corpus.json"
+            assert loaded.annotations.equals(corpus.annotations)
+            assert (loaded.name, loaded.root, loaded.emotions) == (corpus.name, corpus.root, corpus.emotions)
+        path.write_bytes(whole)
+    assert len(refused) > 0.8 * 260
+    assert all(str(tmp_path) in line for line in refused)
+    assert load_corpus(tmp_path).annotations.equals(corpus.annotations)
+
+
+class TestResults:
+    """Files that are replaced together, with their checksums beside them."""
+
+    def test_any_flipped_byte_is_named(self, tmp_path):
+        folder, rng = CheckedFolder(tmp_path), random.Random(0)
+        folder.replace({"results.csv": "system,miF1\nSSL-E,40.6\n", "predictions.csv": "p\n0.25\n"})
+        for name in ("results.csv", "predictions.csv"):
+            whole = (tmp_path / name).read_bytes()
+            for place in range(len(whole)):
+                (tmp_path / name).write_bytes(flipped(whole, place, rng))
+                with pytest.raises(MetaPerSERError, match=rf"{name} is not what was written there"):
+                    folder.check(name)
+            (tmp_path / name).write_bytes(whole)
+        whole = (tmp_path / "checksums.sha256").read_bytes()
+        named, in_names = [], len(b"results.csv\npredictions.csv\n")
+        for place in range(len(whole)):
+            (tmp_path / "checksums.sha256").write_bytes(flipped(whole, place, rng))
+            try:
+                for name in ("results.csv", "predictions.csv"):
+                    folder.check(name)
+            except MetaPerSERError as error:
+                named.append(str(error))
+        assert len(named) >= len(whole) - in_names, (
+            "where a name is changed, its checksum is of a file that is not there"
+        )
+        assert all(str(tmp_path) in line for line in named)
+
+    def test_killed_anywhere_while_it_replaces_a_file_is_one_of_the_two(self, tmp_path, monkeypatch):
+        folder = CheckedFolder(tmp_path)
+        for killed_at in range(4):
+            monkeypatch.undo()
+            folder.replace({"results.csv": "old\n", "predictions.csv": "old\n"})
+            written = []
+
+            def write(path, text, killed_at=killed_at, written=written):
+                if len(written) == killed_at:
+                    raise KeyboardInterrupt
+                written.append(path)
+                write_text(path, text)
+
+            monkeypatch.setattr(checksums, "write_text", write)
+            with pytest.raises(KeyboardInterrupt):
+                folder.replace({"results.csv": "new\n", "predictions.csv": "new\n"})
+            for name in ("results.csv", "predictions.csv"):
+                folder.check(name)
+
+    def test_a_run_whose_files_are_damaged_is_made_again(self, tmp_path, small_corpus, capsys):
+        config = yaml.safe_load(configs.find("ssl_e").read_text())
+        config["downstream_expert"]["corpus"] = str(small_corpus)
+        run = Run("fold1/ssl_e", tmp_path, "train", config, Upstream("fbank_no_cmvn", None, "cpu"), 1, 1)
+        files = {"dev-best.ckpt": "weights", "results-dev.csv": "miF1\n40.6\n", "tuning.csv": "lr\n0.1\n"}
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        now = datetime.now(timezone.utc)
+        run.finish(now, now)
+        assert run.is_done()
+        rng = random.Random(0)
+        for name in (*files, "done.json"):
+            path = tmp_path / name
+            whole = path.read_bytes()
+            for place in (0, len(whole) // 2, len(whole) - 2):
+                path.write_bytes(flipped(whole, place, rng))
+                os.utime(path, ns=(place, place))
+                assert not run.is_done()
+                assert name == "done.json" or f"{path} is not what its run has left" in capsys.readouterr().err
+            path.write_bytes(whole)
+        assert run.is_done()
+
+
+def test_a_second_training_into_a_folder_is_refused_until_the_first_has_ended(tmp_path):
+    """Even if the first was killed and a process that it had forked lives on."""
+    holds = "import os, sys, time; from s3prl_metaperser.atomic import hold; from pathlib import Path\n"
+    holds += "hold(Path(sys.argv[1]), 'taken')\nif os.fork() == 0: time.sleep(60)\nprint(os.getpid(), flush=True)\n"
+    first = subprocess.Popen(
+        [sys.executable, "-c", holds + "time.sleep(60)", tmp_path / "lock"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    first.stdout.readline()
+    with pytest.raises(MetaPerSERError, match="taken"):
+        hold(tmp_path / "lock", "taken")
+    first.kill()
+    first.wait()
+    hold(tmp_path / "lock", "taken")
+    hold(tmp_path / "lock", "taken")
+    os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_a_killed_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, small_corpus):
+    shop = Workshop(tmp_path, small_corpus, ["-u", "fbank_no_cmvn"])
+    config = shop.config("meta_perser_paper", init_from=None)
+    shop.train("whole", config, program=LAUNCHER)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    newest = tmp_path / "killed/states-6.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    (tmp_path / "killed/dev-best.ckpt").unlink()
+    options = f"args.expdir='{tmp_path / 'killed'}'"
+    again = shop.run("-m", "train", "-e", tmp_path / "killed", "-o", options, program=LAUNCHER)
+    assert "states-6.ckpt is damaged" in again.stderr
+    assert same_weights(newest, tmp_path / "whole/states-6.ckpt")
+    assert (tmp_path / "killed/results-dev.csv").read_bytes() == (tmp_path / "whole/results-dev.csv").read_bytes()
