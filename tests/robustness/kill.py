@@ -174,7 +174,10 @@ class Started:
 
     def kill(self) -> None:
         """Kill it with all its processes."""
-        os.killpg(cast(int, self._process.pid), signal.SIGKILL)
+        try:
+            os.killpg(cast(int, self._process.pid), signal.SIGKILL)
+        except ProcessLookupError:  # forked a moment ago, and not in a group of its own yet
+            self._process.kill()
         self.wait()
 
 
