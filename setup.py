@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -11,9 +12,20 @@ VERSION = next(
 )
 SUBMITIT = "submitit>=1.5,<2"
 
+# With "stock", s3prl's own `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with torchaudio 2.9 or
+# huggingface_hub 1, and torch and transformers go with these two. With "newest", only this package's launcher works,
+# `python -m s3prl_metaperser.run_downstream`. An extra could not say so: extras add requirements, and lift none.
+STACKS = {
+    "stock": ["torch>=2.4,<2.9", "torchaudio>=2.4,<2.9", "huggingface_hub>=0.23,<1", "transformers>=4.41,<5"],
+    "newest": ["torch>=2.4,<2.16", "torchaudio>=2.4,<2.12", "huggingface_hub>=0.23,<3", "transformers>=4.41,<6"],
+}
+STACK = os.environ.get("METAPERSER_STACK", "stock")
+if STACK not in STACKS:
+    raise SystemExit(f"METAPERSER_STACK={STACK}: expected {' or '.join(STACKS)}")
+
 setup(
     name="s3prl-metaperser",
-    version=VERSION,
+    version=VERSION if STACK == "stock" else f"{VERSION}+{STACK}",
     description="Few-shot, listener-personalised speech emotion recognition by meta-learning, as an s3prl downstream",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
@@ -47,23 +59,18 @@ setup(
         "s3prl_metaperser.portrait": ["*.jinja"],
         "s3prl_metaperser.s3prl_export": ["*.jinja", "*.patch"],
     },
-    # The ranges in which the stock `python -m s3prl.run_downstream` works: s3prl 0.4 does not import with
-    # torchaudio 2.9 or huggingface_hub 1. tensorboardX is what its runner imports without declaring it.
     install_requires=[
         "s3prl>=0.4.18,<0.5",
-        "torch>=2.4,<2.9",
-        "torchaudio>=2.4,<2.9",
-        "huggingface_hub>=0.23,<1",
-        "transformers>=4.41,<5",
-        "tensorboardX>=2.6,<3",
+        *STACKS[STACK],
+        "tensorboardX>=2.6.1,<3",  # what s3prl's runner imports without declaring it
         "higher>=0.2.1,<0.3",
         "jinja2>=3.1,<4",
         "matplotlib>=3.8,<4",
         "numpy>=1.26,<3",
-        "pandas>=2,<4",
+        "pandas>=2.2,<4",
         "pydantic>=2.7,<3",
         "pyyaml>=6",
-        "safetensors>=0.4,<1",
+        "safetensors>=0.4.1,<1",
         "scikit-learn>=1.4,<2",
         "scipy>=1.13,<2",
         "soundfile>=0.12",

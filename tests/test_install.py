@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -35,26 +36,33 @@ def source(tmp_path_factory):
     return copy
 
 
-def build(source, hook):
+def build(source, hook, suffix, **environment):
     """Build by the hook that pip calls, without a network and without touching the environment."""
     out = source.parent / hook
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     code = f"import setuptools.build_meta as backend; backend.{hook}({str(out)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
-    (wheel,) = out.glob("*.whl")
-    return zipfile.ZipFile(wheel)
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=source, env=os.environ | environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (built,) = out.glob(f"*{suffix}")
+    return built
 
 
 @pytest.fixture(scope="module")
 def wheel(source):
-    return build(source, "build_wheel")
+    return zipfile.ZipFile(build(source, "build_wheel", ".whl"))
+
+
+def declared(metadata):
+    lines = metadata.splitlines()
+    return [Requirement(line.removeprefix("Requires-Dist: ")) for line in lines if line.startswith("Requires-Dist: ")]
 
 
 @pytest.fixture(scope="module")
 def requirements(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    lines = wheel.read(name).decode().splitlines()
-    return [Requirement(line.removeprefix("Requires-Dist: ")) for line in lines if line.startswith("Requires-Dist: ")]
+    return declared(wheel.read(name).decode())
 
 
 class TestWheel:
@@ -84,7 +92,7 @@ class TestWheel:
         assert f"Version: {s3prl_metaperser.__version__}\n" in texts["METADATA"]
 
     def test_each_third_party_module_that_is_imported_is_declared(self, requirements):
-        declared = {
+        known = {
             requirement.name.lower()
             for requirement in requirements
             if requirement.marker is None or requirement.marker.evaluate({"extra": "slurm"})
@@ -97,7 +105,7 @@ class TestWheel:
                     names = [node.module]
                 imported.update({name.split(".")[0]: path.name for name in names})
         third_party = imported.keys() - sys.stdlib_module_names - {"s3prl_metaperser"}
-        undeclared = {m: imported[m] for m in third_party if DISTRIBUTION_OF.get(m, m).lower() not in declared}
+        undeclared = {m: imported[m] for m in third_party if DISTRIBUTION_OF.get(m, m).lower() not in known}
         assert not undeclared
 
     def test_the_installed_versions_are_in_the_declared_ranges(self, requirements):
@@ -106,9 +114,45 @@ class TestWheel:
                 assert requirement.specifier.contains(metadata.version(requirement.name)), requirement
 
 
+def test_the_sdist_holds_all_that_the_wheel_is_built_from(source, wheel, tmp_path):
+    with tarfile.open(build(source, "build_sdist", ".tar.gz")) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    again = zipfile.ZipFile(build(unpacked, "build_wheel", ".whl"))
+    assert sorted(again.namelist()) == sorted(wheel.namelist())
+    contents = {name for name in wheel.namelist() if not name.endswith("/RECORD")}
+    assert all(again.read(name) == wheel.read(name) for name in contents)
+
+
+class TestStacks:
+    """Which libraries s3prl is installed with."""
+
+    def of(self, source, stack):
+        info = build(source, "prepare_metadata_for_build_wheel", ".dist-info", METAPERSER_STACK=stack)
+        metadata = (info / "METADATA").read_text()
+        return metadata, {one.name: one.specifier for one in declared(metadata) if one.marker is None}
+
+    def test_the_newest_stack_lifts_the_upper_bounds_that_s3prls_own_command_needs_and_no_other(self, source):
+        stock, newest = (self.of(source, stack)[1] for stack in ("stock", "newest"))
+        first_without = {"torch": "2.9.0", "torchaudio": "2.9.0", "huggingface_hub": "1.0.0", "transformers": "5.0.0"}
+        assert {name for name in stock if stock[name] != newest[name]} == first_without.keys()
+        for name, version in first_without.items():
+            assert not stock[name].contains(version)
+            assert newest[name].contains(version)
+            oldest = next(one.version for one in stock[name] if one.operator == ">=")
+            assert newest[name].contains(oldest)
+
+    def test_its_version_says_so(self, source):
+        assert f"Version: {s3prl_metaperser.__version__}+newest\n" in self.of(source, "newest")[0]
+
+    def test_a_misspelt_stack_ends_the_installation_in_a_line(self, source):
+        with pytest.raises(AssertionError, match="METAPERSER_STACK=newst: expected stock or newest"):
+            self.of(source, "newst")
+
+
 def test_an_editable_install_reads_the_plugin_and_the_configs_from_the_clone(source, tmp_path):
     """From another folder, beside an s3prl in site-packages, and without this interpreter's own site-packages."""
-    build(source, "build_editable").extractall(tmp_path / "site")
+    zipfile.ZipFile(build(source, "build_editable", ".whl")).extractall(tmp_path / "site")
     (tmp_path / "site/s3prl/downstream").mkdir(parents=True)
     for name in ("s3prl/__init__.py", "s3prl/downstream/__init__.py"):
         (tmp_path / "site" / name).touch()
