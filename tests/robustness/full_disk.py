@@ -4,9 +4,9 @@
 
 As root on Linux: folders are small tmpfs mounts of their own, and read-only remounts of them (file modes do not stop
 root). Each command first runs with room enough, then again where the disk is full after so many bytes, or read-only. It
-must end with exit code 2 and one line of its own, the last error on stderr, that names a file or folder and why, or
-well, where what is left is room enough; an experiment of which single runs fail names these and ends with code 1, as it always does. What had been made before must
-be as it was, byte for byte.
+must end with exit code 2 and one line of its own, the last error on stderr, that names a file or folder and why, or well
+where what is left is room enough; an experiment of which single runs fail names these and ends with code 1, as it always
+does. What had been made before must be as it was, byte for byte.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ def judge(name: str, done: subprocess.CompletedProcess[str], before: dict[str, b
     had_room = done.returncode == 0 and not name.endswith("read-only")
     bad = (done.returncode != 2 and not runs_failed and not had_room) or "Traceback" in done.stderr or changed or half
     faults = f"  CHANGED {changed}" * bool(changed) + f"  LEFT {half}" * bool(half)
-    print(
-        f"{'FAILED' if bad else 'room' if had_room else 'ok':6} {name}: code {done.returncode}: {last[0].strip()}{faults}",
-        flush=True,
-    )
+    verdict = "FAILED" if bad else "room" if had_room else "ok"
+    print(f"{verdict:6} {name}: code {done.returncode}: {last[0].strip()}{faults}", flush=True)
     if bad:
         print(done.stderr[-1500:])
     return not bad
