@@ -3,10 +3,10 @@
     python tests/robustness/full_disk.py
 
 As root on Linux: folders are small tmpfs mounts of their own, and read-only remounts of them (file modes do not stop
-root). Each command first runs with room enough, then again where the disk is full after so many bytes, or read-only. It
-must end with exit code 2 and one line of its own, the last error on stderr, that names a file or folder and why, or well
-where what is left is room enough; an experiment of which single runs fail names these and ends with code 1, as it always
-does. What had been made before must be as it was, byte for byte.
+root). Each command first runs with room enough, then again where the disk is full after so many bytes, or read-only.
+It must end with exit code 2 and one line of its own, the last error on stderr, that names a file or folder and why, or
+well where what is left is room enough; an experiment of which single runs fail names these and ends with code 1, as
+always. What had been made before must be as it was, byte for byte.
 """
 
 from __future__ import annotations

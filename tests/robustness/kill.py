@@ -86,7 +86,9 @@ def training_entire(root: Path) -> Subject:
     upstream = ["-u", "wavlm_local", "-k", str(write_upstream("wavlm_local", root / "wavlm")), "-f"]
     shop = Workshop(root, write_small_corpus(root / "corpus"), upstream)
     steps = {"total_steps": 8, "log_step": 1, "save_step": 1, "eval_step": 4, "gradient_accumulate_steps": 2}
-    config = shop.config("meta_perser_entire", steps, init_from=None, feature_cache=str(root / "out/cache"))
+    few = {"meta": {"inner_steps": 2}, "adaptation": {"steps": 2}, "episodes": {"number": 1}}
+    cache = str(root / "out/cache")
+    config = shop.config("meta_perser_entire", steps, init_from=None, feature_cache=cache, **few)
     return _training(root, shop, config)
 
 
