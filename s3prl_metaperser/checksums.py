@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from s3prl_metaperser.atomic import write_text
+from s3prl_metaperser.atomic import replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 
 KEY = "sha256"
@@ -93,18 +94,22 @@ class CheckedFolder:
             texts: file name → what it is to hold; None: it is removed.
 
         Raises:
-            MetaPerSERError: when a file cannot be written; those before it have been replaced.
+            UnwritableError: when a file cannot be written; all are as they were.
+            MetaPerSERError: when the list is damaged.
         """
         known, paths = self._known(), {name: self.folder / name for name in texts}
         others = {name: digests for name, digests in known.items() if name not in texts}
         now = {name: known.get(name) or [of_file(path)] for name, path in paths.items() if path.exists()}
         fresh = {name: [] if text is None else [_of_text(text)] for name, text in texts.items()}
         self._write({**others, **{name: [*now.get(name, []), *digests] for name, digests in fresh.items()}})
+        with ExitStack() as all_or_none:
+            for name, text in texts.items():
+                if text is not None:
+                    temporary = all_or_none.enter_context(replacing(paths[name]))
+                    temporary.write_text(text, encoding="utf-8", newline="\n")
         for name, text in texts.items():
             if text is None:
                 paths[name].unlink(missing_ok=True)
-            else:
-                write_text(paths[name], text)
         self._write({**others, **fresh})
 
     def _known(self) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from datetime import datetime, timezone
 
 import pytest
@@ -18,7 +19,7 @@ from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 from workshop import LAUNCHER, Workshop, same_weights
 
-from s3prl_metaperser import checksums, configs, torch_files
+from s3prl_metaperser import configs, torch_files
 from s3prl_metaperser.atomic import hold, write_text
 from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.corpus.manifest import load_corpus, write_corpus
@@ -109,19 +110,27 @@ def test_a_flipped_byte_in_a_checkpoint_is_never_used(tmp_path):
     assert torch.equal(torch.load(path, weights_only=True)["weights"], content["weights"])
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
-    """RLIMIT_FSIZE stands in for the disk: the kernel refuses what goes beyond."""
-    path = tmp_path / "states-2.ckpt"
-    torch_files.save({"step": 2}, path)
-    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+@contextmanager
+def on_a_full_disk():
+    """Files end at 50,000 bytes: the kernel refuses more, as it does on a full disk."""
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        with pytest.raises(MetaPerSERError, match=r"states-2\.ckpt cannot be written: File too large; what was there"):
-            torch_files.save({"step": 4, "weights": torch.zeros(100_000)}, path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    path = tmp_path / "states-2.ckpt"
+    torch_files.save({"step": 2}, path)
+    before = path.read_bytes()
+    with (
+        on_a_full_disk(),
+        pytest.raises(MetaPerSERError, match=r"states-2\.ckpt cannot be written: File too large; what was there"),
+    ):
+        torch_files.save({"step": 4, "weights": torch.zeros(100_000)}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -190,24 +199,26 @@ class TestResults:
         )
         assert all(str(tmp_path) in line for line in named)
 
-    def test_killed_anywhere_while_it_replaces_a_file_is_one_of_the_two(self, tmp_path, monkeypatch):
-        folder = CheckedFolder(tmp_path)
-        for killed_at in range(4):
+    def test_killed_anywhere_while_it_replaces_each_file_is_one_of_the_two(self, tmp_path, monkeypatch):
+        folder, rename = CheckedFolder(tmp_path), os.replace
+        for renames in range(4):
             monkeypatch.undo()
             folder.replace({"results.csv": "old\n", "predictions.csv": "old\n"})
-            written = []
-
-            def write(path, text, killed_at=killed_at, written=written):
-                if len(written) == killed_at:
-                    raise KeyboardInterrupt
-                written.append(path)
-                write_text(path, text)
-
-            monkeypatch.setattr(checksums, "write_text", write)
-            with pytest.raises(KeyboardInterrupt):
+            left = [rename] * renames
+            monkeypatch.setattr(os, "replace", lambda *paths, left=left: left.pop()(*paths))
+            with pytest.raises(IndexError):
                 folder.replace({"results.csv": "new\n", "predictions.csv": "new\n"})
             for name in ("results.csv", "predictions.csv"):
                 folder.check(name)
+
+    def test_a_full_disk_leaves_all_of_them(self, tmp_path):
+        folder = CheckedFolder(tmp_path)
+        folder.replace({"results.csv": "old\n", "predictions.csv": "old\n"})
+        with on_a_full_disk(), pytest.raises(MetaPerSERError, match=r"predictions\.csv cannot be written"):
+            folder.replace({"results.csv": "new\n", "predictions.csv": "new\n" * 100_000})
+        for name in ("results.csv", "predictions.csv"):
+            folder.check(name)
+            assert (tmp_path / name).read_text() == "old\n"
 
     def test_a_run_whose_files_are_damaged_is_made_again(self, tmp_path, small_corpus, capsys):
         config = yaml.safe_load(configs.find("ssl_e").read_text())
