@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from zipfile import is_zipfile
 import torch
 
 from s3prl_metaperser import torch_files
+from s3prl_metaperser.checkpoint_form import about_fault, parent_fault, state_fault
 from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.episodes import Split, Task
 from s3prl_metaperser.errors import MetaPerSERError
@@ -22,7 +24,11 @@ FEATURIZER = "Featurizer"
 UPSTREAM = "Upstream"
 TRAINED_UPSTREAM = "in the checkpoint"
 """Stands for the fingerprint of an upstream that was trained, and so is in the checkpoint itself."""
+CHANGED_UPSTREAM = "ChangedUpstream"
+"""A small personal checkpoint's tensors of the upstream; s3prl would load a part named ``Upstream`` as all of it."""
 EXTRA_STATE = "_extra_state"
+PARENT = "parent"
+"""Where a small personal checkpoint says what it is the difference from."""
 LISTENER = "listener"
 """What a personal checkpoint says that it was trained on."""
 CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS = "contract", "provenance", "training", "upstream_weights"
@@ -163,11 +169,19 @@ def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     """Give what a downstream state says of itself.
 
     Raises:
-        MetaPerSERError: when it says nothing, and so was not made by this downstream.
+        MetaPerSERError: when it says nothing, and so was not made by this downstream, or what no run has written.
     """
     extra = state.get(EXTRA_STATE)
     if not isinstance(extra, Mapping) or not {CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS} <= extra.keys():
         raise MetaPerSERError(f"{source} was not made by -d metaperser: it has no listener model in it")
+    fault = state_fault(state, EXTRA_STATE)
+    if fault is None:
+        texts = {name: extra[name] for name in (TRAINING, UPSTREAM_WEIGHTS)}
+        fault = about_fault(extra[CONTRACT], extra[PROVENANCE], texts)
+    if fault is None and PARENT in extra:
+        fault = parent_fault(extra[PARENT])
+    if fault is not None:
+        raise MetaPerSERError(f"{source} was not written by a run of -d metaperser: its {DOWNSTREAM} {fault}")
     return extra
 
 
@@ -196,4 +210,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     state = checkpoint.get(DOWNSTREAM) if isinstance(checkpoint, dict) else None
     extra_state(state if isinstance(state, dict) else {}, f"checkpoint {path}")
+    for part in (FEATURIZER, UPSTREAM, CHANGED_UPSTREAM):
+        fault = state_fault(checkpoint.get(part) or {}, EXTRA_STATE)
+        if fault is not None:
+            raise MetaPerSERError(f"checkpoint {path} was not written by a run of -d metaperser: its {part} {fault}")
     return checkpoint
+
+
+@contextmanager
+def weights_fit(source: str) -> Iterator[None]:
+    """Say in one line of our own that a module could not take a state.
+
+    Args:
+        source: names checkpoint and part in the error.
+
+    Raises:
+        MetaPerSERError: when names or shapes are others than the module's.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise MetaPerSERError(f"{source} does not fit this run: {' '.join(str(error).split()):.300}") from None

@@ -57,23 +57,29 @@ def _fault(action: argparse.Action, value: Any) -> str | None:
     return None if is_text else "text of one line"
 
 
-def check_trusted(saved: Mapping[str, Any], given: Collection[str], source: str) -> None:
+def check_trusted(
+    saved: Mapping[str, Any],
+    given: Collection[str],
+    source: str,
+    cure: str = 'ask for it yourself, with -o "args.NAME=VALUE"',
+) -> None:
     """Refuse a checkpoint whose arguments would make s3prl fetch and run, or send, what its user has not asked for.
 
     Args:
         saved: the checkpoint's arguments.
         given: names of the arguments that the user has given over them.
         source: names the checkpoint in the error.
+        cure: says how to ask for it oneself.
 
     Raises:
-        MetaPerSERError: naming the argument, and how to ask for it oneself.
+        MetaPerSERError: naming the argument.
     """
     for name, does in ASKED_ONLY_BY_HAND.items():
         value = saved.get(name)
         if name not in given and _reaches_out(name, value):
             raise MetaPerSERError(
-                f"{source} asks for {name} {value!r:.80}, for which s3prl {does}; if you trust it, ask for that "
-                f"yourself with -o \"args.{name}='…'\""
+                f"{source} asks for {name} {value!r:.80}, for which s3prl {does}; no checkpoint may: if you "
+                f"trust that, {cure}"
             )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_metaperser.checkpoints import CONTRACT, DOWNSTREAM, extra_state, read_checkpoint
+from s3prl_metaperser.checkpoints import CONTRACT, DOWNSTREAM, extra_state, read_checkpoint, weights_fit
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.network import Network
 from s3prl_metaperser.settings import read_settings
@@ -53,7 +53,9 @@ class Inference(Network):
             MetaPerSERError: when they are of another upstream or model than the config's.
         """
         own = {name: tensor for name, tensor in self.fitting(state).items() if name.startswith(LEARNER_PREFIX)}
-        self.learner.load_state_dict({name.removeprefix(LEARNER_PREFIX): tensor for name, tensor in own.items()})
+        weights = {name.removeprefix(LEARNER_PREFIX): tensor for name, tensor in own.items()}
+        with weights_fit(f"checkpoint {self.arguments['init_ckpt']}: its {DOWNSTREAM}"):
+            self.learner.load_state_dict(weights)
 
     def hear(self, wavs: Sequence[Tensor]) -> np.ndarray:
         """Give the shared model's probabilities.

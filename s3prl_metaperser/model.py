@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.naming import Naming, name_emotions
 from s3prl_metaperser.settings import Activation, Pooling
 
@@ -150,10 +151,20 @@ class Standardization(nn.Module):
         self.scale = torch.where(deviation > floor, deviation, torch.ones_like(deviation))
 
     def forward(self, statistics: Tensor) -> Tensor:
-        """Standardise (utterances, S, dim) statistics."""
+        """Standardise (utterances, S, dim) statistics.
+
+        Raises:
+            MetaPerSERError: when what was loaded is of other features.
+        """
         if not self.fitted:
             return statistics
-        layers = len(self.mean)
+        layers, rows = len(self.mean), statistics.shape[1]
+        own = tuple(self.mean.shape)
+        if own != tuple(self.scale.shape) or own[1:] != tuple(statistics.shape[2:]) or layers > rows:
+            raise MetaPerSERError(
+                f"the checkpoint standardises features of the shape {own}, which does not fit this run's, "
+                f"{tuple(statistics.shape[1:])}"
+            )
         means = (statistics[:, :layers] - self.mean) / self.scale
         if statistics.shape[1] == layers:
             return means

@@ -13,6 +13,7 @@ from s3prl_metaperser.checkpoints import (
     CONTRACT,
     DOWNSTREAM,
     LISTENER,
+    PARENT,
     PROVENANCE,
     TRAINED_UPSTREAM,
     TRAINING,
@@ -20,10 +21,11 @@ from s3prl_metaperser.checkpoints import (
     Contract,
     extra_state,
     read_checkpoint,
+    weights_fit,
 )
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.learner import Learner
-from s3prl_metaperser.personal_checkpoint import PARENT, completed
+from s3prl_metaperser.personal_checkpoint import completed
 from s3prl_metaperser.run_arguments import check_arguments
 from s3prl_metaperser.run_features import NOT_BOUND, RunFeatures
 from s3prl_metaperser.settings import Settings
@@ -128,7 +130,8 @@ class Network(ABC):
             )
         kept = ("model.", "standardization.")
         own = {name.removeprefix("learner."): tensor for name, tensor in state.items() if name.startswith("learner.")}
-        self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
+        with weights_fit(source):
+            self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
 
     def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
         extra = extra_state(state, source)

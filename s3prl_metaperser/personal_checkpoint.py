@@ -19,10 +19,12 @@ from torch import Tensor
 
 from s3prl_metaperser import torch_files
 from s3prl_metaperser.checkpoints import (
+    CHANGED_UPSTREAM,
     DOWNSTREAM,
     EXTRA_STATE,
     FEATURIZER,
     LISTENER,
+    PARENT,
     TRAINING,
     UPSTREAM,
     extra_state,
@@ -32,9 +34,6 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.fingerprint import fingerprint
 from s3prl_metaperser.settings import SECTION
 
-PARENT = "parent"
-CHANGED_UPSTREAM = "ChangedUpstream"
-"""The upstream's adapted tensors in the small form; s3prl would load a part named ``Upstream`` as the whole of it."""
 NOT_A_LISTENERS = "learner.rates."
 """Tensors that only further meta-training or adaptation needs."""
 PARTS = (DOWNSTREAM, FEATURIZER, UPSTREAM)
@@ -124,6 +123,10 @@ def _config(parent: Mapping[str, Any]) -> dict[str, Any]:
 
 def completed(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """Fill in what a small personal checkpoint leaves to its parent; any other is given as it is.
+
+    The checkpoint, which anyone may have written, says where its parent is: that may be anywhere. What is there is read
+    with torch's safe loader, and used only if its weights have the fingerprint that the checkpoint names, which whoever
+    wrote that must have known already.
 
     Args:
         checkpoint: as :func:`read_checkpoint` gives it.

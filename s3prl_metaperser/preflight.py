@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from s3prl_metaperser import configs, resuming, torch_files
+from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.preflight_upstream import check_upstream
-from s3prl_metaperser.yaml_text import read_yaml
+from s3prl_metaperser.yaml_text import LONGEST, read_yaml
 
 RUNNER_KEYS = (
     "total_steps",
@@ -99,6 +100,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     _check_device(args.device)
     _check_config(args, config)
     _check_experiment_folder(args)
+    if args.downstream == "metaperser" and args.init_ckpt is not None:
+        read_checkpoint(Path(args.init_ckpt))
     if args.downstream == "metaperser" and sets_run_up:
         _check_run(args, config)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
@@ -120,7 +123,7 @@ def _import_hub() -> ModuleType:
     return module
 
 
-class _Parsed(BaseException):
+class Parsed(BaseException):
     """Carries the parsed arguments, and what the parser knows, out of s3prl's function."""
 
     def __init__(self, namespace: argparse.Namespace, actions: list[argparse.Action]) -> None:
@@ -129,7 +132,7 @@ class _Parsed(BaseException):
         self.actions = actions
 
 
-def _parse(arguments: Sequence[str]) -> _Parsed:
+def _parse(arguments: Sequence[str]) -> Parsed:
     """Parse with s3prl's own parser, whatever its version.
 
     s3prl builds its parser and acts upon the result in one function, so that function is stopped between the two.
@@ -139,16 +142,21 @@ def _parse(arguments: Sequence[str]) -> _Parsed:
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
-        raise _Parsed(parse_args(parser, list(arguments)), parser._actions)
+        raise Parsed(parse_args(parser, list(arguments)), parser._actions)
 
     argparse.ArgumentParser.parse_args = parse_and_stop  # type: ignore[method-assign, assignment]
     try:
         get_downstream_args()
-    except _Parsed as parsed:
+    except Parsed as parsed:
         return parsed
     finally:
         argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]
     raise MetaPerSERError("this version of s3prl reads its command line in an unknown way: use s3prl 0.4")
+
+
+def known_arguments() -> Parsed:
+    """Give s3prl's parser's defaults, and what it knows of each argument."""
+    return _parse(["-m", "inference"])
 
 
 def _past_experiment(args: argparse.Namespace) -> tuple[Path | None, list[Path]]:
@@ -175,7 +183,7 @@ def _without_auto_resume(arguments: Sequence[str]) -> list[str]:
 
 
 def _load_checkpoint(path: Path, flag: str) -> Config:
-    """Load a checkpoint of s3prl's runner, by the same loader that s3prl will use."""
+    """Load a checkpoint of s3prl's runner with torch's safe loader."""
     if not path.is_file():
         raise MetaPerSERError(
             f"{flag} {path}: no such file; expected a checkpoint, such as states-STEP.ckpt or dev-best.ckpt"
@@ -184,7 +192,7 @@ def _load_checkpoint(path: Path, flag: str) -> Config:
     if damage is not None:
         raise MetaPerSERError(f"{flag} {path}: not readable as a checkpoint ({damage})")
     try:
-        checkpoint = torch.load(path, map_location="cpu")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever: torch's unpickler fails in any way on bytes that are not its own
         raise MetaPerSERError(
             f"{flag} {path}: not readable as a checkpoint ({path.stat().st_size} bytes); it may be cut off, or be "
@@ -250,6 +258,8 @@ def _apply_overrides(args: argparse.Namespace, config: Config) -> list[tuple[str
                 f"{where}: expected args.NAME=VALUE or config.KEY.KEY=VALUE, each with one '=', several joined by ',,'"
             )
         text = values[0].strip()
+        if len(text) > LONGEST:
+            raise MetaPerSERError(f"{where}: a value of {len(text):,} characters; expected {LONGEST:,} at most")
         value, literal = _literal(text)
         given.append((key.strip(), (text, literal)))
         if root == "args":

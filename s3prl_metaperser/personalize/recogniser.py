@@ -23,6 +23,7 @@ from s3prl_metaperser.checkpoints import (
     UPSTREAM,
     extra_state,
     read_checkpoint,
+    weights_fit,
 )
 from s3prl_metaperser.episodes import Episode, Examples
 from s3prl_metaperser.errors import MetaPerSERError
@@ -424,13 +425,16 @@ def load(checkpoint: Path | str, device: str | None = None, upstream_ckpt: str |
     if about[TRAINING] == "annotators":
         raise MetaPerSERError(f"checkpoint {path} is of Multi-Few, which has no head for a listener without labels")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    args = command_line(whole, path, chosen, upstream_ckpt)
-    config = whole["Config"]
+    args, config = command_line(whole, path, chosen, upstream_ckpt), whole.get("Config")
+    if not isinstance(config, dict):
+        raise MetaPerSERError(f"checkpoint {path} holds no config; expected one of s3prl's runner")
     upstream, featurizer = make_upstream(args, config)
     if whole.get(UPSTREAM):
-        upstream.load_state_dict(whole[UPSTREAM])
+        with weights_fit(f"checkpoint {path}: its {UPSTREAM}"):
+            upstream.load_state_dict(whole[UPSTREAM])
     if whole.get(FEATURIZER):
-        featurizer.load_state_dict(whole[FEATURIZER])
+        with weights_fit(f"checkpoint {path}: its {FEATURIZER}"):
+            featurizer.load_state_dict(whole[FEATURIZER])
     network = Inference(config.get(SECTION), featurizer.output_dim, {**config, **vars(args)})
     network.learner.to(chosen)
     network.of_upstream.bind(upstream, featurizer, torch.device(chosen))

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.given_arguments import check_trusted, check_types
+from s3prl_metaperser.preflight import known_arguments
 from s3prl_metaperser.preflight_upstream import check_upstream
 from s3prl_metaperser.run_downstream import make_ready
 from s3prl_metaperser.upstream.pooling import undisturbed
@@ -31,8 +33,10 @@ def command_line(
     Raises:
         MetaPerSERError: when s3prl could not make this upstream here.
     """
+    make_ready()
+    parser = known_arguments()
     try:
-        given = vars(checkpoint["Args"])
+        given = {**vars(parser.namespace), **vars(checkpoint["Args"])}
         torch.device(device)
     except (KeyError, TypeError):
         raise MetaPerSERError(f"checkpoint {path} holds no command line; expected one of s3prl's runner") from None
@@ -42,9 +46,11 @@ def command_line(
         raise MetaPerSERError(f"device {device!r}: torch finds no CUDA device here; use cpu")
     own = {"mode": "inference", "init_ckpt": str(path), "device": device, "local_rank": None, "upstream_refresh": False}
     args = argparse.Namespace(**{**given, **own})
+    by_hand = [] if upstream_ckpt is None else ["upstream_ckpt"]
+    check_trusted(given, by_hand, f"checkpoint {path}", "give the upstream's file with --upstream-ckpt")
     if upstream_ckpt is not None:
         args.upstream_ckpt = upstream_ckpt
-    make_ready()
+    check_types(parser.actions, args, f"checkpoint {path}")
     from s3prl import hub
 
     check_upstream(args, hub)
