@@ -39,7 +39,7 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
         raise MetaPerSERError("system 'personal' is trained by `metaperser adapt`, not by -m train")
     if arguments["mode"] == "inference" and training == "annotators":
         raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
-    runner = arguments["runner"]
+    runner, optimizer = _section(arguments, "runner"), _section(arguments, "optimizer")
     if runner.get("fp16"):
         raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
     if arguments.get("specaug"):
@@ -47,14 +47,25 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
             "config section 'specaug' masks frames, but features are pooled once and cached without it; remove it"
         )
     for key in RUNNER_COUNTS:
-        if not (isinstance(runner.get(key), int) and runner[key] >= 1):
+        if not (type(runner.get(key)) is int and runner[key] >= 1):
             raise MetaPerSERError(f"config key 'runner.{key}' has the value {runner.get(key)!r}: a whole number > 0")
     evaluated = runner.get("eval_dataloaders", [])
+    if not isinstance(evaluated, list):
+        raise MetaPerSERError(
+            f"config key 'runner.eval_dataloaders' is {evaluated!r:.80}; expected [dev] or [dev, test]"
+        )
     unknown = [name for name in evaluated if name not in ("dev", "test")]
     if unknown:
         raise MetaPerSERError(f"config key 'runner.eval_dataloaders' names {unknown[0]!r}; expected dev or test")
     if evaluated == ["test", "dev"]:
         raise MetaPerSERError("config key 'runner.eval_dataloaders' must name dev before test, which it decides on")
-    lr = arguments.get("optimizer", {}).get("lr", 0.0)
+    lr = optimizer.get("lr", 0.0)
     if not isinstance(lr, (int, float)):
         raise MetaPerSERError(f"config key 'optimizer.lr' has the value {lr!r}: a number, in YAML such as 1.0e-3")
+
+
+def _section(arguments: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = arguments.get(name, {})
+    if not isinstance(section, Mapping):
+        raise MetaPerSERError(f"config section {name!r} should be a mapping of settings, found {section!r:.80}")
+    return section

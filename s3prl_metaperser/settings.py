@@ -41,7 +41,7 @@ Precision = Literal["float32", "bfloat16"]
 Backend = Literal["analytic", "higher", "checkpointed"]
 OnDivergence = Literal["skip", "stop"]
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Steps = PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)]

@@ -34,6 +34,9 @@ from s3prl_metaperser.errors import MetaPerSERError
 
 SESSIONS = (1, 2, 3, 4, 5)
 
+LARGEST = 1_000_000
+"""Bytes of a label file; IEMOCAP's have at most some ten thousand. Lines take 50 times their size in memory."""
+
 ONLY_OTHER = "annotations: only 'Other'"
 EMPTY = "annotations: no emotion named"
 REPEATED = "annotations: replaced by a later one of the same annotator"
@@ -170,6 +173,9 @@ def _read_label_file(path: Path, session: int) -> list[_Block]:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Split a label file into numbered, stripped, non-empty lines, joining comments that run over several lines."""
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise MetaPerSERError(f"{path}: {size:,} bytes; expected a dialog's labels, of {LARGEST:,} at most")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
