@@ -1,0 +1,360 @@
+"""Files that others wrote: nothing of them is run, and nothing outside the folders that were named is read."""
+
+import ast
+import copy
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import metaperser
+import pytest
+import torch
+import yaml
+from crafted import personal, whole_checkpoint
+
+import s3prl_metaperser
+from s3prl_metaperser import preflight
+from s3prl_metaperser.cli import main
+from s3prl_metaperser.corpus.manifest import load_corpus
+from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.personalize.labels import read_labels
+from s3prl_metaperser.yaml_text import read_yaml
+
+PACKAGE = Path(s3prl_metaperser.__file__).parent
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "extractall", "unpack_archive"}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib", "tarfile", "code", "runpy"}
+SAFE_YAML = {"safe_load", "safe_dump", "parse", "YAMLError", "MarkedYAMLError", "SafeLoader"}
+
+
+def name_of(node):
+    return f"{name_of(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def unsafe(tree):
+    """Give what in a module runs code that comes as data."""
+    for node in ast.walk(tree):
+        imported = []
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported = [node.module or ""]
+        yield from (f"imports {name}" for name in imported if name.split(".")[0] in FORBIDDEN_MODULES)
+        if isinstance(node, ast.Attribute) and name_of(node.value) == "yaml" and node.attr[0].islower():
+            if node.attr not in SAFE_YAML:
+                yield f"yaml.{node.attr}"
+        if not isinstance(node, ast.Call):
+            continue
+        called, given = name_of(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+        if called in FORBIDDEN_CALLS or called.rpartition(".")[2] in {"extractall", "unpack_archive"}:
+            yield called
+        if called in ("torch.load", "np.load", "numpy.load", "pd.read_pickle", "torch.hub.load"):
+            flag = given.get("weights_only")
+            if called != "torch.load" or not (isinstance(flag, ast.Constant) and flag.value is True):
+                yield f"{called} without weights_only=True"
+        shell = given.get("shell")
+        if isinstance(shell, ast.Constant) and shell.value:
+            yield f"{called} with a shell"
+
+
+def test_no_module_runs_what_it_reads():
+    modules = sorted(PACKAGE.rglob("*.py"))
+    assert len(modules) > 100
+    found = {
+        f"{path.relative_to(PACKAGE)}: {what}"
+        for path in modules
+        for what in unsafe(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval(text)",
+        "import pickle",
+        "from marshal import loads",
+        "yaml.load(text)",
+        "yaml.full_load(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "archive.extractall(folder)",
+        "subprocess.run(line, shell=True)",
+    ],
+)
+def test_the_search_finds_what_it_looks_for(line):
+    assert list(unsafe(ast.parse(line)))
+
+
+class TestYaml:
+    def test_no_tag_makes_an_object(self):
+        for text in ("!!python/name:os.system", "!!python/object/apply:os.system [id]", "!!python/tuple [1]"):
+            with pytest.raises(MetaPerSERError, match="not valid YAML"):
+                read_yaml(f"a: {text}", "c.yaml")
+
+    @pytest.mark.parametrize("item", ["[{}]", "{{<<: [{}]}}"])
+    def test_aliases_are_counted_as_what_they_stand_for(self, item):
+        lines = ["a: &a {x: 1, y: 2}"]
+        lines += [
+            f"{b}: &{b} {item.format(', '.join([f'*{a}'] * 9))}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ]
+        with pytest.raises(MetaPerSERError, match=r"c\.yaml:5: more than 10,000 values"):
+            read_yaml("\n".join(lines), "c.yaml")
+        assert read_yaml("a: &a [1]\nb: [*a, *a]", "c.yaml") == {"a": [1], "b": [[1], [1]]}
+        with pytest.raises(MetaPerSERError, match=r"c\.yaml:1: \*a stands for something that is not complete"):
+            read_yaml("&a [*a]", "c.yaml")
+
+    @pytest.mark.parametrize("value", ["0x_", "2001-99-99", "!!bool maybe", "!!int x", "0x" + "F" * 5000, "[" * 5000])
+    def test_what_only_looks_like_a_value(self, value):
+        with pytest.raises(MetaPerSERError, match=r"^c\.yaml"):
+            read_yaml(f"a: {value}", "c.yaml")
+
+
+class TestPaths:
+    """What a manifest or a label file names stays below the corpus root."""
+
+    OUTSIDE = {
+        "up": "../secret.wav",
+        "up and down": "a/../../secret.wav",
+        "up in another system": "..\\secret.wav",
+        "absolute": "/etc/passwd",
+        "a drive": "C:\\secret.wav",
+        "a share": "\\\\host\\secret.wav",
+        "cut by a NUL": "a.wav\0.txt",
+        "an escape": "\x1b[2Ja.wav",
+        "a link": "link.wav",
+        "below a link": "folder/secret.wav",
+        "up from a link": "inner/../../secret.wav",
+    }
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        root = tmp_path / "root"
+        (root / "inner").mkdir(parents=True)
+        (root / "a.wav").write_bytes(b"RIFF")
+        (tmp_path / "secret.wav").write_bytes(b"RIFF")
+        (root / "link.wav").symlink_to(tmp_path / "secret.wav")
+        (root / "stays.wav").symlink_to("a.wav")
+        (root / "folder").symlink_to(tmp_path)
+        return root
+
+    def manifest(self, root, audio):
+        (root / "annotations.csv").write_text(
+            f'utterance,audio,session,speaker,annotator,kind,emotions\nu,"{audio}",1,s,me,self,sad\n'
+        )
+        (root / "corpus.json").write_text(
+            '{"name": "c", "source": "table", "root": ".", "emotions": ["sad", "happy"],'
+            ' "counts": {"utterances": 1, "annotators": 1, "annotations": 1}}'
+        )
+        return root
+
+    @pytest.mark.parametrize("case", OUTSIDE)
+    def test_outside(self, root, case):
+        audio = self.OUTSIDE[case]
+        (root / "mine.csv").write_text(f'audio,emotions\n"{audio}",sad\n')
+        expected = "outside the audio root|absolute path|control character"
+        with pytest.raises(MetaPerSERError, match=expected):
+            read_labels(root / "mine.csv")
+        with pytest.raises(MetaPerSERError, match=expected):
+            load_corpus(self.manifest(root, audio)).audio_paths()["u"]
+        (root / "table.csv").write_text(f'audio,annotator,emotions\n"{audio}",me,sad\n')
+        with pytest.raises(SystemExit):
+            main(["prepare", "table", str(root / "table.csv"), "--out", str(root / "out")])
+        assert not (root / "out").exists()
+
+    @pytest.mark.parametrize("audio", ["a.wav", "inner/../a.wav", "stays.wav", "~/a.wav", "ab:c.wav", "..a.wav"])
+    def test_inside(self, root, audio):
+        place = load_corpus(self.manifest(root, audio)).audio_paths()["u"]
+        assert place == root / audio
+        assert place.resolve().is_relative_to(root)
+
+
+class TestOverrides:
+    """s3prl evaluates what stands after -o as Python."""
+
+    def test_s3prl_gets_literals_only(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        given = "-m train -d example -u fbank --device cpu -n run -c config.yaml -o".split()
+        config = {"runner": dict.fromkeys(preflight.RUNNER_KEYS, 1), "optimizer": {"lr": 0.1}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        code = "config.a=open('made','w'),,config.b=sum,,config.c=[1, 'x'],,args.expname=mine"
+        passed_on = preflight.check([*given, code])
+        args = preflight._parse(passed_on).namespace
+        from s3prl.utility.helper import override
+
+        override(args.override, args, config)
+        assert (config["a"], config["b"], config["c"]) == ("open('made','w')", "sum", [1, "x"])
+        assert args.expname == "mine"
+        assert not (tmp_path / "made").exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_corpus, tmp_path_factory):
+    return whole_checkpoint(small_corpus, tmp_path_factory.mktemp("whole"))
+
+
+class Made:
+    """Leaves a file behind where it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("made", "w")
+
+
+def without(name):
+    def change(content):
+        del content[name]
+
+    return change
+
+
+def with_tensor(part, name, tensor):
+    def change(content):
+        content[part][name] = tensor
+
+    return change
+
+
+def with_about(*path, value):
+    def change(content):
+        place = content["Downstream"]["_extra_state"]
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+
+    return change
+
+
+def with_argument(name, value):
+    return lambda content: setattr(content["Args"], name, value)
+
+
+def with_setting(*path, value):
+    def change(content):
+        place = content["Config"]
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+
+    return change
+
+
+def recursive():
+    ring = []
+    ring.append(ring)
+    return ring
+
+
+HUGE = torch.zeros(1).expand(10**12)
+PROJECTOR = "learner.model.projector.weight"
+CRAFTED = {
+    "an object that runs code": (lambda content: content.update(Step=Made()), "not a readable torch file"),
+    "no arguments": (without("Args"), "no command line"),
+    "no config": (without("Config"), "no config"),
+    "arguments that are none": (lambda content: content.update(Args=7), "no command line"),
+    "a config that is none": (lambda content: content.update(Config=[1]), "no config"),
+    "a downstream that is none": (lambda content: content.update(Downstream=[1]), "not made by -d metaperser"),
+    "a featurizer that is none": (lambda content: content.update(Featurizer=7), "its Featurizer is a int"),
+    "a tensor of any size": (with_tensor("Downstream", PROJECTOR, HUGE), "claims the shape (1000000000000,)"),
+    "a tensor without numbers": (
+        with_tensor("Featurizer", "w", torch.empty(9, device="meta")),
+        "no numbers of its own",
+    ),
+    "a sparse tensor": (with_tensor("Downstream", PROJECTOR, torch.eye(2).to_sparse()), "no numbers of its own"),
+    "a tensor of another shape": (with_tensor("Downstream", PROJECTOR, torch.zeros(2)), "does not fit"),
+    "a featurizer of others": (with_tensor("Featurizer", "other", torch.zeros(2)), "does not fit"),
+    "standardised otherwise": (
+        with_tensor("Downstream", "learner.standardization.mean", torch.zeros(2)),
+        "does not fit",
+    ),
+    "a number as a name": (with_tensor("Downstream", 7, torch.zeros(1)), "has the name 7"),
+    "text for a tensor": (with_tensor("Downstream", PROJECTOR, "text"), "does not fit"),
+    "no contract": (with_about("contract", value=None), "no contract"),
+    "one emotion": (with_about("contract", "emotions", value=["sad"]), "contract.emotions"),
+    "emotions of numbers": (with_about("contract", "emotions", value=[1, 2]), "contract.emotions"),
+    "a tensor among names": (with_about("contract", "upstream", value=torch.zeros(3)), "a Tensor in it"),
+    "a ring": (with_about("contract", "left_out", value=recursive()), "more than any run does"),
+    "a width of text": (with_about("contract", "projector_dim", value="wide"), "projector_dim 'wide'"),
+    "annotators that are none": (with_about("provenance", "annotators", value=5), "provenance.annotators"),
+    "training that is none": (with_about("training", value=[1]), "training is [1]"),
+    "a parent that is none": (with_about("parent", value="here"), "names a parent without a fingerprint"),
+    "a parent nowhere": (
+        with_about("parent", value={"fingerprint": "0", "places": ["../../etc/passwd", "/dev/null"]}),
+        "which is not there",
+    ),
+    "a parent that is no checkpoint": (
+        with_about("parent", value={"fingerprint": "0", "places": ["../corpus.json", "/etc/passwd"]}),
+        "not a readable torch file",
+    ),
+    "code to download": (with_argument("hub", "huggingface"), "asks for hub 'huggingface'"),
+    "code to download, by the other flag": (with_argument("from_hf_hub", True), "asks for from_hf_hub True"),
+    "a file to unpickle": (
+        with_argument("upstream_ckpt", "https://host/x.pt"),
+        "asks for upstream_ckpt 'https://host/x.pt'",
+    ),
+    "an upload": (with_argument("push_to_hf_hub", "True"), "asks for push_to_hf_hub 'True'"),
+    "an upstream that is none": (with_argument("upstream", "os"), "no such upstream"),
+    "an upstream of no text": (with_argument("upstream", 3), "args.upstream is 3; expected text"),
+    "a layer of no number": (with_argument("upstream_layer_selection", "x"), "args.upstream_layer_selection is 'x'"),
+    "a model of any size": (
+        with_setting("downstream_expert", "model", "projector_dim", value=10**12),
+        "model.projector_dim' has the value 1000000000000",
+    ),
+    "no section": (with_setting("downstream_expert", value=None), "should be a mapping"),
+    "a runner that is none": (with_setting("runner", value=[1]), "'runner' should be a mapping"),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_crafted_checkpoints_are_refused(checkpoint, case, small_corpus, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_corpus.parent / "cache"))
+    change, expected = CRAFTED[case]
+    content = copy.deepcopy(checkpoint)
+    change(content)
+    torch.save(content, tmp_path / "crafted.ckpt")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--checkpoint", "crafted.ckpt", "--device", "cpu", str(small_corpus / "audio/Ses01_00.wav")])
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert said.startswith("metaperser: error: ")
+    assert expected in said
+    assert len(said) < 1500
+    assert [path.name for path in tmp_path.iterdir()] == ["crafted.ckpt"]
+
+
+def test_as_it_is_the_checkpoint_loads(checkpoint, tmp_path):
+    torch.save(checkpoint, tmp_path / "whole.ckpt")
+    assert len(metaperser.load(tmp_path / "whole.ckpt", "cpu").emotions) == 9
+
+
+def test_a_parent_is_taken_only_by_its_fingerprint(checkpoint, tmp_path):
+    """A personal checkpoint from elsewhere names any file as its parent; the weights there must be those it names."""
+    (tmp_path / "theirs").mkdir()
+    torch.save(checkpoint, tmp_path / "mine.ckpt")
+    torch.save(personal(checkpoint, "../mine.ckpt"), tmp_path / "theirs/small.ckpt")
+    assert metaperser.load(tmp_path / "theirs/small.ckpt", "cpu").is_personal
+    other = copy.deepcopy(checkpoint)
+    other["Downstream"][PROJECTOR] += 1
+    torch.save(other, tmp_path / "mine.ckpt")
+    with pytest.raises(MetaPerSERError, match="has other weights"):
+        metaperser.load(tmp_path / "theirs/small.ckpt", "cpu")
+
+
+def test_a_pickle_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("old.ckpt").write_bytes(pickle.dumps(OrderedDict(Downstream=Made())))
+    for load in (metaperser.load, lambda path: preflight._load_checkpoint(Path(path), "-e")):
+        with pytest.raises(MetaPerSERError, match="old.ckpt"):
+            load("old.ckpt")
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("case", ["code to download", "a file to unpickle", "an upload", "a tensor of any size"])
+def test_the_launcher_refuses_them_too(checkpoint, case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = copy.deepcopy(checkpoint)
+    CRAFTED[case][0](content)
+    torch.save(content, tmp_path / "crafted.ckpt")
+    with pytest.raises(MetaPerSERError) as caught:
+        preflight.check("-m evaluate -e crafted.ckpt --device cpu".split())
+    assert CRAFTED[case][1] in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["crafted.ckpt"]
