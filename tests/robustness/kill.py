@@ -7,7 +7,8 @@
     python tests/robustness/kill.py --what adapt
 
 The command runs without interruption, then in each round from the same empty folder, with all its processes (its
-process group) killed once: in every fifth round before it writes anything, else at some moment from its first file on.
+process group) killed once: in every fifth round before it writes anything, else at some moment from its first file on;
+a command that only writes in the end at any moment up to then.
 A round that ended before it was killed is not counted. Given again as it was first given, the command must end well,
 and leave the same: the same files, bit for bit (of checkpoints what they hold, but for the command line, which says
 what was resumed), and the same TensorBoard scalars wherever there are any. With ``--cut`` every killed training also
@@ -342,7 +343,7 @@ def run(args: argparse.Namespace, root: Path) -> int:
         said = None
         while said is None:
             shutil.rmtree(subject.folder, ignore_errors=True)
-            is_early = number % 5 == 0
+            is_early = number % 5 == 0 or last - first < last / 5
             before, after = rng.uniform(0, first) if is_early else PATIENCE, rng.uniform(0, last - first)
             said = killed(subject, before, after, log, forked)
         if args.cut and subject.trains:
