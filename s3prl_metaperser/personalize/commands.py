@@ -109,8 +109,8 @@ def _register_suggest(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "suggest",
         help="name the clips whose labels would teach most about a listener",
-        description="Print which clips to label, the most telling first: those that stand for many others, and that the "
-        "annotators whom the checkpoint was trained on hear differently.",
+        description="Print which clips to label, the most telling first: those that stand for many others, and that "
+        "the annotators whom the checkpoint was trained on hear differently.",
     )
     add_model_options(parser, "a meta-trained checkpoint, such as result/meta_perser/dev-best.ckpt")
     parser.add_argument("--audio-root", type=Path, required=True, metavar="DIR", help="folder with the recordings")
