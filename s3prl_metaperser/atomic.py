@@ -1,12 +1,13 @@
 """Files that are either whole or not there: written under a temporary name beside the target, then renamed.
 
-A process that is killed while it writes leaves its temporary file behind, hidden (``.NAME.XXXXXXXX``) and without a
-lock. Whoever writes the same file next removes it.
+A process that is killed while it writes leaves its temporary file behind, hidden (``.NAME.XXXXXXXX.part``) and without
+a lock. Whoever writes the same file next removes it, or whoever next takes a lock under which such files are written.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from weakref import WeakSet
 
 from s3prl_metaperser.errors import MetaPerSERError
 
+PART = ".part"
+"""What the names of temporary files end with."""
 LEFTOVER_SECONDS = 60.0
 """A temporary file that nobody has a lock on may just be about to be locked; after so long it is a killed process's."""
 
@@ -50,8 +53,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
+        handle, name = tempfile.mkstemp(PART, f".{path.name}.", path.parent)
         temporary = Path(name)
         try:
             # Held until the file has its name: it tells a file that is being written from one of a killed process.
@@ -80,14 +83,18 @@ def _bring_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` have left."""
-    for name in os.listdir(path.parent):
-        if not (name.startswith(f".{path.name}.") and len(name) == len(path.name) + 10):
-            continue
-        leftover = path.parent / name
+def remove_leftovers(folder: Path, name: str, seconds: float = 0.0) -> None:
+    """Remove what processes that were killed while they wrote files have left; never what is being written.
+
+    Args:
+        folder: of the files.
+        name: of the files, as a pattern of :mod:`fnmatch`.
+        seconds: age that nothing younger is taken for a leftover at. 0 is for who holds a lock without which nobody
+            writes these files.
+    """
+    for leftover in folder.glob(f".{name}.????????{PART}"):
         try:
-            if time.time() - leftover.stat().st_mtime < LEFTOVER_SECONDS:
+            if time.time() - leftover.stat().st_mtime < seconds:
                 continue
             with leftover.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

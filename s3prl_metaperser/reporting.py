@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from s3prl_metaperser.atomic import UnwritableError, hold, locked
-from s3prl_metaperser.checksums import CheckedFolder
+from s3prl_metaperser.atomic import UnwritableError, hold, locked, remove_leftovers
+from s3prl_metaperser.checksums import LIST, CheckedFolder
 from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
 from s3prl_metaperser.metrics import METRICS, Scores, decide
@@ -72,6 +72,7 @@ class Report:
         """
         taken = f"another process trains into {self.folder}; wait until it has ended, or give another folder with -p"
         hold(self.folder / ".training.lock", taken)
+        remove_leftovers(self.folder, "*.ckpt")
 
     def write(self, split: str, evaluated: Sequence[EvaluatedEpisode]) -> Path:
         """Add these episodes' rows, in place of earlier rows of the same system, setting and annotator.
@@ -152,6 +153,8 @@ class Report:
         except OSError as error:
             raise UnwritableError(lock, error) from None
         with file, locked(file, f"[metaperser] another process writes into {self.folder}; waiting for it"):
+            remove_leftovers(self.folder, "*.csv")
+            remove_leftovers(self.folder, LIST)
             yield
 
     def _run_cells(self, episode: Episode) -> dict[str, object]:

@@ -20,7 +20,7 @@ from s3prl.upstream.interfaces import Featurizer
 from workshop import LAUNCHER, Workshop, same_weights
 
 from s3prl_metaperser import configs, torch_files
-from s3prl_metaperser.atomic import hold, write_text
+from s3prl_metaperser.atomic import hold, remove_leftovers, write_text
 from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.corpus.manifest import load_corpus, write_corpus
 from s3prl_metaperser.errors import MetaPerSERError
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 
 def test_what_a_killed_writer_has_left_is_removed_and_what_another_writes_is_not(tmp_path):
     path = tmp_path / "results.csv"
-    killed, writing, young = (tmp_path / f".results.csv.{name}" for name in ("killed_1", "writing1", "young__1"))
+    killed, writing, young = (tmp_path / f".results.csv.{name}.part" for name in ("killed_1", "writing1", "young__1"))
     for leftover in (killed, writing, young):
         leftover.write_text("half a fi")
     for old in (killed, writing):
@@ -145,7 +145,9 @@ def test_what_a_killed_writer_has_left_is_removed_and_what_another_writes_is_not
     with writing.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         write_text(path, "whole")
-    assert {one.name for one in tmp_path.iterdir()} == {"results.csv", writing.name, young.name}
+        assert {one.name for one in tmp_path.iterdir()} == {"results.csv", writing.name, young.name}
+        remove_leftovers(tmp_path, "*.csv")
+        assert {one.name for one in tmp_path.iterdir()} == {"results.csv", writing.name}
 
 
 def test_a_flipped_byte_in_a_corpus_is_refused_by_name(tmp_path, small_corpus):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from s3prl_metaperser.atomic import locked
+from s3prl_metaperser.atomic import locked, remove_leftovers
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import figure2, table1, table2
 from s3prl_metaperser.experiments.experiment import (
@@ -55,6 +55,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
     except OSError as error:
         raise MetaPerSERError(f"--out {setup.out} cannot be written: {error.strerror}") from None
     with lock, locked(lock, f"another experiment writes into {setup.out}; waiting for it"):
+        remove_leftovers(setup.out, "*")
         claim_folder(setup)
         launcher.held = [lock]
         # The first run extracts what all others wait for: on the cores of all.

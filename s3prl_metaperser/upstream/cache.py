@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s3prl_metaperser.atomic import locked, replacing, write_text
+from s3prl_metaperser.atomic import locked, remove_leftovers, replacing, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.pooling import PooledClip
 
@@ -119,6 +119,7 @@ class FeatureCache:
         with naming_the_folder(self.folder):
             file = (self.folder / ".lock").open("a")
         with file, locked(file, f"[metaperser] another process fills {self.folder}; waiting for it"):
+            remove_leftovers(self.folder, "shard-*")
             yield
 
     def refresh(self) -> None:

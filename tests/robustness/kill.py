@@ -8,12 +8,12 @@
 
 The command runs without interruption, then in each round from the same empty folder, with all its processes (its
 process group) killed once: in every fifth round before it writes anything, else at some moment from its first file on;
-a command that only writes in the end at any moment up to then.
-A round that ended before it was killed is not counted. Given again as it was first given, the command must end well,
-and leave the same: the same files, bit for bit (of checkpoints what they hold, but for the command line, which says
-what was resumed), and the same TensorBoard scalars wherever there are any. With ``--cut`` every killed training also
-has its newest checkpoint cut off, as s3prl's own writing leaves it. All is made in a folder of its own: a small
-synthetic corpus, filterbanks or a WavLM of two layers with random weights.
+a command that only writes in the end at any moment up to then. A round that ended before it was killed is not counted.
+Given again as it was first given, the command must end well, and leave the same: the same files, bit for bit (of
+checkpoints what they hold, but for the command line, which says what was resumed), the same TensorBoard scalars
+wherever there are any, and no temporary file. With ``--cut`` every killed training also has its newest checkpoint cut
+off, as s3prl's own writing leaves it. All is made in a folder of its own: a small synthetic corpus, filterbanks or a
+WavLM of two layers with random weights.
 
 Most of such a short command's time are its imports. So all but experiments, which do so themselves, are forked from a
 process that has imported s3prl and torch; ``--fresh`` starts every command by itself.
@@ -55,7 +55,7 @@ PASSED_OVER = re.compile(
     r"(args|config)_[\d-]+\.yaml|events\.out\..*|damaged-.*|.*\.?lock|log\.txt|done\.json|.*\.json|report\.html"
 )
 """Files that say when and how often a command was given."""
-LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 PATIENCE = 600
 
 
@@ -304,6 +304,9 @@ def differences(subject: Subject, expected: dict[str, object], logged: dict) -> 
     wrong = [f"{name} is missing" for name in expected.keys() - found.keys()]
     wrong += [f"{name} is new" for name in found.keys() - expected.keys()]
     wrong += [f"{name} differs" for name in expected.keys() & found.keys() if expected[name] != found[name]]
+    # Who adapts holds no lock: what it left goes with a writing a minute later.
+    left = [path.name for path in written(subject.folder) if LEFTOVER.fullmatch(path.name)]
+    wrong += [f"{name} is left" for name in left if not name.startswith(".my.ckpt")]
     wrong += [f"{place} differs" for place, values in again.items() if logged.get(place) != values]
     return wrong, len(logged.keys() - again.keys())
 
