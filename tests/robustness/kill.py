@@ -254,6 +254,8 @@ def cut_newest(subject: Subject, rng: random.Random) -> str:
 
 def content(path: Path) -> object:
     """Give what is compared of a file: a hash, of a checkpoint's weights and counts, or of all its bytes."""
+    if path.name == "checksums.sha256":
+        return [line for line in path.read_text().splitlines() if not line.endswith(".json")]
     if path.suffix != ".ckpt":
         return path.read_bytes()
     digest = hashlib.sha256()
