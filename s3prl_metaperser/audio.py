@@ -13,8 +13,39 @@ from torchaudio.transforms import Resample
 
 from s3prl_metaperser.errors import MetaPerSERError
 
+SHORTEST_SECONDS = 0.04
+"""What the convolutional front end of wav2vec 2.0 and its kin must hear to give a frame."""
 _UNKNOWN_SIZE = 0x7FFFF000
 """Programs that write to a pipe can't know the size beforehand, and put a number of at least this many bytes."""
+
+
+def fault_of(path: Path) -> str | None:
+    """Say what is wrong with a recording as far as its header tells; None where nothing is.
+
+    It is a fraction of the work of reading it. Samples that are not finite are found by reading alone.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What :func:`read_audio` would say, or that it is too short for any frame.
+    """
+    try:
+        length = soundfile.info(str(path)).duration
+        missing = _missing_bytes(path)
+    except (soundfile.LibsndfileError, OSError):
+        length, missing = 0.0, 0
+    if length and not missing:
+        return (
+            None
+            if length >= SHORTEST_SECONDS
+            else f"{path}: lasts {length:.3f} s; expected {SHORTEST_SECONDS} s or more"
+        )
+    try:
+        read_audio(path)
+    except MetaPerSERError as error:
+        return str(error)
+    return None
 
 
 def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:

@@ -37,6 +37,8 @@ from s3prl_metaperser.settings import SECTION
 NOT_A_LISTENERS = "learner.rates."
 """Tensors that only further meta-training or adaptation needs."""
 PARTS = (DOWNSTREAM, FEATURIZER, UPSTREAM)
+EXPERIMENT = "personal"
+"""What s3prl calls a run of it; the file's own name may be a person's."""
 
 
 def checkpoint_fingerprint(checkpoint: Mapping[str, Any]) -> str:
@@ -78,7 +80,8 @@ def write_personal(
     else:
         extra[PARENT] = {
             "fingerprint": expected,
-            "places": [os.path.relpath(parent.resolve(), path.resolve().parent), str(parent.resolve()), parent.name],
+            # Not where it is on this machine, which would name its owner's home.
+            "places": [os.path.relpath(parent.resolve(), path.resolve().parent), parent.name],
         }
         # The featurizer is a handful of numbers, and s3prl loads it without asking us.
         parts = {DOWNSTREAM: moved.get(DOWNSTREAM, {}), FEATURIZER: whole.get(FEATURIZER, {})}
@@ -88,7 +91,7 @@ def write_personal(
     content = {
         **parts,
         DOWNSTREAM: {**downstream, EXTRA_STATE: extra},
-        "Args": _arguments(given, path),
+        "Args": _arguments(given),
         "Config": _config(given),
     }
     try:
@@ -107,10 +110,10 @@ def _changed(state: Mapping[str, Any], changes: Mapping[str, Tensor]) -> dict[st
     }
 
 
-def _arguments(parent: Mapping[str, Any], path: Path) -> OrderedDict[str, Any]:
-    """Give the parent's command line for a run that listens or judges, in a folder of its own."""
+def _arguments(parent: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Give the parent's command line for a run that listens or judges, in a folder that is not the parent's."""
     arguments: OrderedDict[str, Any] = OrderedDict()
-    own = {"mode": "inference", "expname": path.stem, "expdir": f"result/downstream/{path.stem}", "init_ckpt": None}
+    own = {"mode": "inference", "expname": EXPERIMENT, "expdir": f"result/downstream/{EXPERIMENT}", "init_ckpt": None}
     vars(arguments).update({**vars(parent["Args"]), **own})
     return arguments
 
@@ -156,12 +159,12 @@ def completed(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _parent_file(places: list[str], path: Path) -> Path:
-    """Look for the parent where it was, seen from the checkpoint's folder or at all, and beside the checkpoint."""
+    """Look for the parent where it was, seen from the checkpoint's folder, and beside the checkpoint."""
     candidates = [path.resolve().parent / place for place in places]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise MetaPerSERError(
-        f"checkpoint {path} is the difference from its parent {places[1]}, which is not there; put a copy of it beside "
-        f"{path} as {Path(places[1]).name}, or make the checkpoint again with --standalone"
+        f"checkpoint {path} is the difference from its parent {candidates[0]}, which is not there; put a copy of it "
+        f"beside {path} as {candidates[-1].name}, or make the checkpoint again with --standalone"
     )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from s3prl_metaperser.adaptation.rates import LSLR
 from s3prl_metaperser.checkpoints import (
     CONTRACT,
+    LISTENER,
     PROVENANCE,
     TRAINING,
     UPSTREAM_WEIGHTS,
@@ -136,6 +137,12 @@ class Run(Network):
             f"{len(split.train)} training annotators, {len(split.aggregated)} training utterances",
             file=sys.stderr,
         )
+        if self.training == LISTENER:
+            print(
+                "[metaperser] a personal model is judged as it is; of the listener it was adapted to, it knows the "
+                "clips it was adapted on (`metaperser adapt` judges on clips left out)",
+                file=sys.stderr,
+            )
         if split.left_out:
             listed = "; ".join(_some(f"{name} ({reason})" for name, reason in split.left_out.items()))
             print(f"[metaperser] left out: {listed}", file=sys.stderr)
@@ -249,6 +256,10 @@ class Run(Network):
             for episode, own in zip(episodes, alone, strict=True)
         ]
         diverged = [one for one in found if one is not None]
+        if not diverged:
+            # Each alone is finite, such as with another draw of dropout: it is the batch that s3prl passes over.
+            tqdm.write("[metaperser] warning: the outer loss is not finite; this step is passed over", sys.stderr)
+            return meta
         named = "; ".join(_some(str(one) for one in diverged))
         if self.settings.meta.on_divergence == "stop":
             raise MetaPerSERError(

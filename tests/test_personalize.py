@@ -13,6 +13,7 @@ import metaperser
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from conftest import write_small_corpus
 from workshop import LAUNCHER, STOCK, Workshop
@@ -258,6 +259,10 @@ def test_a_personal_checkpoint_holds_adapted_weights_and_nothing_else_of_the_lis
     for content in (small.read_bytes(), whole.read_bytes()):
         assert b"Ses0" not in content, "names of clips"
         assert labels_csv.name.encode() not in content
+        assert b"held-" not in content, "the file's own name, which may be the listener's"
+    assert str(shop.root / "frozen").encode() not in small.read_bytes().replace(
+        str(shop.root / "frozen/cache").encode(), b""
+    )
 
 
 def test_without_its_parent_a_small_checkpoint_says_what_to_do(shop, corpus, labels_csv, tmp_path):
@@ -306,6 +311,56 @@ def test_a_checkpoint_that_changed_meanwhile_is_not_mixed_with_what_was_adapted(
     with pytest.raises(MetaPerSERError, match="has changed since it was adapted"):
         mine.save(tmp_path / "me.ckpt")
     assert not (tmp_path / "me.ckpt").exists()
+
+
+def test_what_python_users_get_wrong_is_said_in_words(shop, corpus):
+    model = metaperser.load(shop.root / "frozen/dev-best.ckpt", "cpu")
+    clip = corpus / "audio/Ses01_00.wav"
+    other = corpus / "audio/Ses01_01.wav"
+    for call, message in (
+        (lambda: model.predict(str(clip)), "put it into brackets"),
+        (lambda: model.predict(read_audio(clip)), "put it into brackets"),
+        (lambda: model.predict(["gone.wav"]), "gone.wav: no such recording"),
+        (lambda: model.predict([]), "no recordings are given"),
+        (lambda: model.predict([np.zeros((2, 16000))]), r"shape \(2, 16000\)"),
+        (lambda: model.adapt([clip, clip], ["sad", "angry"]), "is labelled twice"),
+        (lambda: model.adapt([clip, other], ["sad"]), "2 recordings and 1 as labels"),
+        (lambda: model.adapt([clip, other], "sad"), "a single text as labels"),
+        (lambda: model.adapt([clip], ["sda"]), "did you mean 'sad'"),
+        (lambda: model.adapt([clip], ["sad"], steps=0), "steps 0; expected a whole number"),
+        (lambda: model.judge([clip, other], ["sad", "sad"], steps=2.5), "steps 2.5"),
+        (lambda: model.judge([clip], ["sad"]), "at least two"),
+        (lambda: model.adapt([clip], ["sad"], lr=-1), "rate -1; expected a number above 0"),
+    ):
+        with pytest.raises(MetaPerSERError, match=message):
+            call()
+
+
+def test_clips_that_cannot_be_read_are_left_out_of_suggestions_and_named_together(called, corpus, tmp_path):
+    root = tmp_path / "clips"
+    shutil.copytree(corpus / "audio", root)
+    (root / "a.wav").write_text("no audio")
+    (root / "b.wav").write_bytes((root / "Ses01_00.wav").read_bytes()[:2000])
+    soundfile.write(root / "c.wav", np.zeros(100), 16000)
+    given = ("--checkpoint", "frozen/dev-best.ckpt", "--device", "cpu")
+    done = called("suggest", *given, "--audio-root", root, "--n", 100)
+    assert not {"a.wav", "b.wav", "c.wav"} & set(done.stdout.splitlines())
+    assert "3 of 63 recordings are left out, such as" in done.stderr
+    done = called("predict", *given, root, check=False)
+    refused(done, ["a.wav: is not a readable recording", "b.wav: is cut off", "c.wav: lasts 0.006 s"])
+
+
+def test_a_half_filled_csv_of_suggestions_is_adapted_to(called, corpus, tmp_path):
+    half = tmp_path / "half.csv"
+    half.write_text(
+        "audio,emotions,notes\naudio/Ses01_00.wav,sad,loud\naudio/Ses01_01.wav,,\naudio/Ses01_02.wav,Anger,\n"
+    )
+    out = tmp_path / "half.ckpt"
+    given = ("--checkpoint", "frozen/dev-best.ckpt", "--labels", half, "--audio-root", corpus, "--out", out)
+    done = called("adapt", *given, "--device", "cpu")
+    assert "adapted to 2 clips" in done.stdout
+    assert "too few clips to judge" in done.stdout
+    assert "1 clips without a label are left out" in done.stderr
 
 
 def test_ssl_e_adapts_at_a_rate_that_is_given(shop, corpus, labels_csv):
@@ -374,11 +429,15 @@ def test_suggested_clips_are_labelled_and_adapted_to(shop, called, corpus, tmp_p
 
 
 BAD = {
-    "no such column": ("audio,emotion\na.wav,sad\n", ["bad.csv:1", "'emotion'", "did you mean 'emotions'"]),
+    "no such column": ("audio,emotion\na.wav,sad\n", ["bad.csv:1", "missing column 'emotions'", "audio, emotion;"]),
     "a ragged row": ("audio,emotions\na.wav,sad,happy\n", ["bad.csv:2", "3 cells", "expected 2"]),
     "unknown emotion": ("audio,emotions\n{clip},sda\n", ["bad.csv:2", "'sda'", "did you mean 'sad'"]),
-    "nothing ticked": ("audio,emotions\n{clip},\n", ["bad.csv:2", "emotions is empty", "remove the line"]),
-    "nothing but other": ("audio,emotions\n{clip},other\n", ["bad.csv", "every line says only 'other'"]),
+    "semicolons": ("audio;emotions\n{clip};sad\n", ["bad.csv:1", "parted by semicolons", "by commas"]),
+    "nothing ticked": ("audio,emotions\n{clip},\n", ["bad.csv: no labelled clip"]),
+    "nothing but other": (
+        "audio,emotions\n{clip},other\n",
+        ["bad.csv", "every line that is filled in says only 'other'"],
+    ),
     "no rows": ("audio,emotions\n", ["bad.csv", "no labelled clip"]),
     "no such clip": ("audio,emotions\naudio/gone.wav,sad\n", ["bad.csv:2", "audio/gone.wav", "--audio-root"]),
     "twice": ("audio,emotions\n{clip},sad\n\n./{clip},angry\n", ["bad.csv:4", "a second time", "bad.csv:2"]),
@@ -429,7 +488,22 @@ ARGUMENTS = {
         "adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --out {empty}",
         ["is a folder", "expected a file"],
     ),
-    "what is there": ("adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --out mine.csv", ["--overwrite"]),
+    "what is there": (
+        "adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --out ssl/dev-best.ckpt",
+        ["--overwrite"],
+    ),
+    "its own labels": (
+        "adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --out mine.csv --overwrite",
+        ["mine.csv is what the result is made from"],
+    ),
+    "labels that are known": (
+        "suggest --checkpoint frozen/dev-best.ckpt --audio-root {corpus} --labels mine.csv --out mine.csv --overwrite",
+        ["mine.csv is what the result is made from"],
+    ),
+    "a device that is not here": (
+        "predict --checkpoint frozen/dev-best.ckpt --device meta {clip}",
+        ["device 'meta'", "torch cannot use it here"],
+    ),
     "no audio root": (
         "adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --audio-root gone --out me.ckpt",
         ["gone: no such folder"],

@@ -61,13 +61,13 @@ def run_calibrate(args: argparse.Namespace) -> int:
     """Run ``metaperser calibrate``."""
     from s3prl_metaperser.calibration.server import address, listen
     from s3prl_metaperser.calibration.session_files import SessionFiles
-    from s3prl_metaperser.personalize.recordings import find_recordings
+    from s3prl_metaperser.personalize.recogniser import refuse_existing
+    from s3prl_metaperser.personalize.recordings import find_recordings, readable
 
+    refuse_existing(args.out, overwrite=True, source=args.checkpoint)
     if args.n is not None and args.n < 1:
         raise MetaPerSERError(f"--n {args.n}: expected at least one clip")
-    if args.out.exists() and args.checkpoint.exists() and args.out.samefile(args.checkpoint):
-        raise MetaPerSERError(f"{args.out} is the checkpoint to be made yours; write yours beside it")
-    recordings = find_recordings(args.audio_root)
+    recordings = readable(args.audio_root, find_recordings(args.audio_root))
     origin, emotions = _origin(args.checkpoint, args.audio_root)
     files = SessionFiles(args.out)
     with files.held() as lock, listen(args.host, args.port) as listening:

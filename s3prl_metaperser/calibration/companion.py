@@ -15,6 +15,7 @@ import numpy as np
 from s3prl_metaperser.calibration.explain import Differences, differences
 from s3prl_metaperser.calibration.session import Session
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.personalize.judgement import FEWEST_TO_JUDGE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +26,6 @@ MOST_COMPARED = 400
 """Clips on which the two models are compared; more would not change the picture."""
 MOST_THROUGH_THE_UPSTREAM = 40
 """The same where the upstream adapts, and each clip goes through it again after every answer."""
-LEAST_JUDGED = 4
-"""Labels; scores on fewer would say nothing."""
 
 
 class Companion:
@@ -100,9 +99,9 @@ class Companion:
         """
         with self._working:
             self.personal()
-            if len(self._adapted_to) < LEAST_JUDGED:
+            if len(self._adapted_to) < FEWEST_TO_JUDGE:
                 raise MetaPerSERError(
-                    f"label {LEAST_JUDGED} clips to see whether your model is better than the generic"
+                    f"label {FEWEST_TO_JUDGE} clips to see whether your model is better than the generic"
                 )
             if self._judgement is None:
                 self._judgement = self.generic.judge(*self._support(self._adapted_to), steps=self.steps, lr=self.lr)

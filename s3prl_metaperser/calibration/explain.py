@@ -112,12 +112,11 @@ def differences(generic: np.ndarray, personal: np.ndarray, emotions: Sequence[st
 
 def judged(judgement: Judgement) -> str:
     """Say in plain words whether the listener's model hears like them better than the generic one does."""
-    if judgement.low > 0:
-        verdict = "Yours is the better one for you."
-    elif judgement.high < 0:
-        verdict = "So far yours is worse than the generic one; label more clips."
-    else:
-        verdict = "That is too close to call; more labels will tell."
+    verdict = {
+        "personal": "Yours is the better one for you.",
+        "generic": "So far yours is worse than the generic one; label more clips.",
+        "open": "That is too close to call; more labels will tell.",
+    }[judgement.verdict]
     return (
         f"Tried on your {judgement.clips} labelled clips, each of them left out of adaptation once: your model agrees "
         f"with you to {judgement.personal.miF1:.0f}%, the generic one to {judgement.generic.miF1:.0f}% (miF1). "

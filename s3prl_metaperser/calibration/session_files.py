@@ -68,7 +68,7 @@ class SessionFiles:
             try:
                 yield Lock(file)
             finally:
-                self.lock.unlink()
+                self.lock.unlink(missing_ok=True)
 
     def _locked(self) -> IO[str]:
         while True:

@@ -100,7 +100,9 @@ def _check_header(
             raise MetaPerSERError(f"{path}:1: unknown column {column!r:.100}; {suggest(column[:100], free)} {expected}")
     missing = [column for column in required if column not in header]
     if missing:
-        raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {expected}")
+        found = f"found {', '.join(column[:100] for column in header[:10])}"
+        commas = ", in which columns are parted by semicolons; part them by commas" if ";" in header[0] else ""
+        raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {found}{commas}; {expected}")
 
 
 def _whole_rows(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from s3prl_metaperser.personalize.judgement import Judgement
     from s3prl_metaperser.personalize.recogniser import Heard, Recogniser, load
 
-__all__ = ["Heard", "Judgement", "Recogniser", "load"]
+STEPS = 50
+"""Gradient steps of adaptation at meta-test (paper section 3.3)."""
+
+__all__ = ["STEPS", "Heard", "Judgement", "Recogniser", "load"]
 
 
 def __getattr__(name: str) -> Any:

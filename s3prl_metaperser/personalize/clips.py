@@ -40,6 +40,20 @@ def waveform(recording: Recording) -> Tensor:
     return wav.float()
 
 
+def listed(recordings: Sequence[Recording]) -> Sequence[Recording]:
+    """Refuse what is one recording where several are expected, and files that are not there.
+
+    Raises:
+        MetaPerSERError: naming it.
+    """
+    if isinstance(recordings, (str, Path, np.ndarray, Tensor)):
+        raise MetaPerSERError("one recording is given where a list of them is expected; put it into brackets: [clip]")
+    for one in recordings:
+        if isinstance(one, (str, Path)) and not Path(one).is_file():
+            raise MetaPerSERError(f"{one}: no such recording")
+    return recordings
+
+
 def _names(recordings: Sequence[Recording]) -> tuple[str, ...]:
     return tuple(
         str(one) if isinstance(one, (str, Path)) else f"waveform {place}" for place, one in enumerate(recordings)

@@ -6,6 +6,8 @@ import argparse
 import csv
 import io
 import json
+import math
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
     from s3prl_metaperser.corpus.manifest import Corpus
     from s3prl_metaperser.personalize.recogniser import Heard, Recogniser
 
+from s3prl_metaperser.personalize import STEPS
+
 DIGITS = 8
 """Of a printed probability."""
-FEWEST_TO_JUDGE = 4
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -50,13 +53,13 @@ def add_adaptation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         type=_positive,
-        default=50,
+        default=STEPS,
         metavar="N",
         help="gradient steps on the labels (default: %(default)s; with 8 labels 5 to 10 do better)",
     )
     parser.add_argument(
         "--lr",
-        type=float,
+        type=_rate,
         metavar="RATE",
         help="one rate for all tensors, needed with a checkpoint of SSL-E; Meta-PerSER has learned its own",
     )
@@ -96,6 +99,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; expected a number above 0, such as 0.1")
+    return rate
+
+
 def _folds(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) != 1:
         return int(text)
@@ -132,10 +145,10 @@ def run_suggest(args: argparse.Namespace) -> int:
     """Run ``metaperser suggest``."""
     from s3prl_metaperser.errors import MetaPerSERError
     from s3prl_metaperser.personalize.labels import read_labels, write_labels
-    from s3prl_metaperser.personalize.recordings import find_recordings
+    from s3prl_metaperser.personalize.recordings import find_recordings, readable
 
-    _refuse_existing_csv(args.out, args.overwrite)
-    recordings = find_recordings(args.audio_root)
+    _refuse_existing_csv(args.out, args.overwrite, args.labels)
+    recordings = readable(args.audio_root, find_recordings(args.audio_root))
     labelled = set() if args.labels is None else set(read_labels(args.labels, args.audio_root).audio)
     unlabelled = [audio for audio in recordings if audio not in labelled]
     if not unlabelled:
@@ -147,7 +160,7 @@ def run_suggest(args: argparse.Namespace) -> int:
 
     paths = [args.audio_root / audio for audio in unlabelled]
     known = [args.audio_root / audio for audio in sorted(labelled)]
-    chosen = [unlabelled[index] for index in suggest(model, corpus, paths, min(args.n, len(paths)), known)]
+    chosen = [unlabelled[index] for index in suggest(model, corpus, paths, min(args.n, len(paths)), known, True)]
     if len(chosen) < args.n:
         print(f"metaperser: there are only {len(chosen)} recordings to label", file=sys.stderr)
     if args.out is None:
@@ -158,11 +171,11 @@ def run_suggest(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_existing_csv(path: Path | None, overwrite: bool) -> None:
+def _refuse_existing_csv(path: Path | None, overwrite: bool, source: Path | None) -> None:
     from s3prl_metaperser.personalize.recogniser import refuse_existing
 
     if path is not None:
-        refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite, source)
 
 
 # labels
@@ -194,7 +207,7 @@ def run_labels(args: argparse.Namespace) -> int:
     from s3prl_metaperser.errors import MetaPerSERError, suggest
     from s3prl_metaperser.personalize.labels import write_labels
 
-    _refuse_existing_csv(args.out, args.overwrite)
+    _refuse_existing_csv(args.out, args.overwrite, args.only)
     corpus = load_corpus(args.corpus)
     frame = corpus.annotations
     own = frame[frame["annotator"] == args.annotator]
@@ -257,16 +270,19 @@ def _register_adapt(subparsers: argparse._SubParsersAction) -> None:
 
 def run_adapt(args: argparse.Namespace) -> int:
     """Run ``metaperser adapt``."""
+    from s3prl_metaperser.personalize.judgement import FEWEST_TO_JUDGE
     from s3prl_metaperser.personalize.labels import read_labels
     from s3prl_metaperser.personalize.recogniser import refuse_existing
 
-    refuse_existing(args.out, args.overwrite)
+    refuse_existing(args.out, args.overwrite, args.labels)
     # Before the upstream is loaded, which takes seconds; the model's emotions are not known yet.
     labels = read_labels(args.labels, args.audio_root)
     model = load_model(args)
     labels = read_labels(args.labels, args.audio_root, model.emotions)
     if labels.left_out:
         print(f"metaperser: {len(labels.left_out)} clips that say only 'other' are left out", file=sys.stderr)
+    if labels.unlabelled:
+        print(f"metaperser: {len(labels.unlabelled)} clips without a label are left out", file=sys.stderr)
     given = labels.paths, labels.emotions, args.steps, args.lr
     personal = model.adapt(*given, progress=True)
     lines = [_adapted_line(personal, args)]
@@ -277,7 +293,7 @@ def run_adapt(args: argparse.Namespace) -> int:
     personal.save(args.out, args.standalone, args.overwrite)
     kind = "everything" if args.standalone else f"the difference from {args.checkpoint}"
     lines.append(f"wrote {args.out} ({_size(args.out.stat().st_size)}: {kind})")
-    lines.append(f"next: metaperser predict --checkpoint {args.out} CLIP.wav")
+    lines.append(f"next: metaperser predict --checkpoint {shlex.quote(str(args.out))} CLIP.wav")
     print("\n".join(lines))
     return 0
 
@@ -307,7 +323,7 @@ def _register_predict(subparsers: argparse._SubParsersAction) -> None:
         "predict",
         help="say what a checkpoint hears in recordings",
         description="Print the probability of each emotion in each recording, and the emotions that are decided for: "
-        "those above chance, 1/9.",
+        "those above chance, one divided by their number.",
     )
     add_model_options(parser, "a listener's own checkpoint, or any of -d metaperser")
     parser.add_argument(
@@ -324,9 +340,10 @@ def _register_predict(subparsers: argparse._SubParsersAction) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Run ``metaperser predict``."""
-    from s3prl_metaperser.personalize.recordings import named_recordings
+    from s3prl_metaperser.personalize.recordings import check_readable, named_recordings
 
     paths = named_recordings(args.recordings, sys.stdin)
+    check_readable(paths)
     model = load_model(args)
     heard = model.predict(paths, progress=len(paths) > 1)
     match args.format:

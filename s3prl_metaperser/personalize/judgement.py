@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,9 @@ MOST_LEFT_OUT_ONE_BY_ONE = 64
 GROUPS = 10
 GROUPS_OF_AN_UPSTREAM = 5
 RESAMPLES = 2000
+Verdict = Literal["personal", "generic", "open"]
+FEWEST_TO_JUDGE = 4
+"""Labelled clips; scores on fewer would say nothing."""
 SMALLEST_PROBABILITY = 1e-9
 
 
@@ -42,16 +46,20 @@ class Judgement:
     low: float
     high: float
 
+    @property
+    def verdict(self) -> Verdict:
+        """Which model is the listener's better one, as far as the interval tells."""
+        return "personal" if self.low > 0 else "generic" if self.high < 0 else "open"
+
     def lines(self) -> list[str]:
         """Say it in words, a line each."""
         how = "each left out once" if self.folds == self.clips else f"left out in {self.folds} groups"
         gain = self.personal.miF1 - self.generic.miF1
-        if self.low > 0:
-            verdict = "personalising helped"
-        elif self.high < 0:
-            verdict = "personalising made it worse: label more clips, or use the generic model"
-        else:
-            verdict = "no clear difference yet: label more clips to know"
+        verdict = {
+            "personal": "personalising helped",
+            "generic": "personalising made it worse: label more clips, or use the generic model",
+            "open": "no clear difference yet: label more clips to know",
+        }[self.verdict]
         scores = "; ".join(
             f"{name} {getattr(self.generic, name):.1f} → {getattr(self.personal, name):.1f}" for name in METRICS
         )
@@ -81,7 +89,7 @@ def deal(clips: int, folds: int | None, adapts_upstream: bool, seed: int = 0) ->
     return [np.sort(group) for group in np.array_split(order, min(folds, clips))]
 
 
-def judged(personal: np.ndarray, generic: np.ndarray, targets: np.ndarray, folds: int) -> Judgement:
+def compare(personal: np.ndarray, generic: np.ndarray, targets: np.ndarray, folds: int) -> Judgement:
     """Compare two models' probabilities on left-out clips.
 
     Args:

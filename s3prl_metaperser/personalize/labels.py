@@ -31,12 +31,14 @@ class Labels:
         audio: the clips' paths below the root, in the order of the file.
         emotions: what the listener ticked for each, without "other", in the classes' order.
         left_out: clips of which nothing but "other" was said.
+        unlabelled: clips of which nothing was said, as ``metaperser suggest`` writes them.
     """
 
     root: Path
     audio: tuple[str, ...]
     emotions: tuple[tuple[str, ...], ...]
     left_out: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -56,20 +58,21 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
         classes: the emotions that the model knows; by default all nine.
 
     Returns:
-        The labels. A clip of which nothing but "other" was said is left out.
+        The labels, without clips of which nothing, or nothing but "other", was said.
 
     Raises:
-        MetaPerSERError: naming file, line, column and value: a missing column, an unknown emotion, none at all, a clip
-            labelled twice, a recording that is not there or outside the root; or when no labelled clip is left.
+        MetaPerSERError: naming file, line, column and value: a missing column, an unknown emotion, a clip labelled
+            twice, a recording that is not there or outside the root; or when no labelled clip is left.
     """
     root = path.parent if audio_root is None else audio_root
     if not root.is_dir():
         raise MetaPerSERError(f"{root}: no such folder; expected the one that column audio of {path} is relative to")
-    frame = read_csv(path, COLUMNS)
+    frame = read_csv(path, COLUMNS, others=True)
     where, inside = line_of_row(path), AudioRoot(root)
     audio: list[str] = []
     emotions: list[tuple[str, ...]] = []
     left_out: list[str] = []
+    unlabelled: list[str] = []
     first_at: dict[str, int] = {}
     for row, (recording, cell) in enumerate(zip(frame["audio"], frame["emotions"], strict=True)):
         fault = check_inside_root(recording) if recording.strip() else "is empty; expected the path of a recording"
@@ -79,8 +82,6 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
             ticked = parse_emotions(cell)
         except UnknownEmotionError as error:
             raise MetaPerSERError(f"{where(row)}: emotions {cell!r}: {error}") from None
-        if not ticked:
-            raise MetaPerSERError(f"{where(row)}: emotions is empty; name what you heard, or remove the line")
         same = posixpath.normpath(recording)
         if same in first_at:
             raise MetaPerSERError(
@@ -93,6 +94,9 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
                 f"{where(row)}: there is no recording {root / recording}; name the folder that the column audio is "
                 "relative to with --audio-root"
             )
+        if not ticked:
+            unlabelled.append(same)
+            continue
         named = tuple(emotion for emotion in ticked if emotion != OTHER)
         if not named:
             left_out.append(same)
@@ -105,9 +109,9 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
         audio.append(same)
         emotions.append(named)
     if not audio:
-        missing = "every line says only 'other'" if left_out else "no labelled clip"
+        missing = "every line that is filled in says only 'other'" if left_out else "no labelled clip"
         raise MetaPerSERError(f"{path}: {missing}; expected one line for each clip you heard, such as clip.wav,angry")
-    return Labels(root, tuple(audio), tuple(emotions), tuple(left_out))
+    return Labels(root, tuple(audio), tuple(emotions), tuple(left_out), tuple(unlabelled))
 
 
 def write_labels(path: Path, labels: Mapping[str, Iterable[str]]) -> None:

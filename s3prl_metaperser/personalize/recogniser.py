@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ from s3prl_metaperser.inference import Inference
 from s3prl_metaperser.learner import LAYER_WEIGHTS
 from s3prl_metaperser.metrics import decide
 from s3prl_metaperser.personal_checkpoint import checkpoint_fingerprint, completed, write_personal
-from s3prl_metaperser.personalize.clips import Recording, clip_features, common_folder, waveform
-from s3prl_metaperser.personalize.judgement import Judgement, deal, judged
+from s3prl_metaperser.personalize import STEPS
+from s3prl_metaperser.personalize.clips import Recording, clip_features, common_folder, listed, waveform
+from s3prl_metaperser.personalize.judgement import Judgement, compare, deal
 from s3prl_metaperser.personalize.labels import distributions
 from s3prl_metaperser.personalize.upstreams import command_line, make_upstream
 from s3prl_metaperser.settings import SECTION, Settings
@@ -41,8 +43,6 @@ from s3prl_metaperser.upstream.features import Features, TrainableFeatures
 from s3prl_metaperser.upstream.trainable import PREFIX
 from s3prl_metaperser.whole_network import WholeNetwork
 
-STEPS = 50
-"""Of adaptation at meta-test (paper section 3.3)."""
 AT_ONCE = 2048
 """Clips whose probabilities are computed together."""
 CLIPS_THROUGH_THE_UPSTREAM = 16
@@ -139,6 +139,7 @@ class Recogniser:
         Raises:
             MetaPerSERError: for a recording that is missing, not audio, empty, cut off or too short, by name.
         """
+        wavs = listed(wavs)
         probabilities = self.probabilities(wavs, progress)
         decided = decide(probabilities)
         return [
@@ -152,6 +153,7 @@ class Recogniser:
 
     def probabilities(self, wavs: Sequence[Recording], progress: bool = False) -> np.ndarray:
         """Give (recordings, classes) probabilities; see :meth:`predict`."""
+        wavs = listed(wavs)
         if self.network.is_entire:
             return self._through_the_whole_network(wavs, progress)
         features, names = clip_features(self.network, wavs, progress)
@@ -223,17 +225,14 @@ class Recogniser:
             MetaPerSERError: for bad recordings and labels, for a checkpoint that cannot be adapted, and when adaptation
                 diverges.
         """
-        system = self._system(lr)
+        system = self._system(lr, steps)
         features, examples = self._labelled(wavs, labels, progress)
-        if steps < 1:
-            raise MetaPerSERError(f"steps {steps}; expected at least 1")
         params, losses = self._descended(system, features, examples, steps, lr, progress)
         finite = np.isfinite(losses)
         if not finite.all() or not all(bool(tensor.isfinite().all()) for tensor in params.values()):
             where = f"at step {int(np.argmin(finite))}" if not finite.all() else f"after {steps} steps"
-            raise MetaPerSERError(
-                f"adaptation diverged {where}: the support loss is no longer finite; take fewer steps"
-            )
+            cure = "take fewer steps" if lr is None else "give a lower rate (lr)"
+            raise MetaPerSERError(f"adaptation diverged {where}: the support loss is no longer finite; {cure}")
         adaptation = Adaptation(params, losses, len(examples))
         return Recogniser(self.network, self.checkpoint, self.fingerprint, self.about, adaptation)
 
@@ -256,7 +255,7 @@ class Recogniser:
             folds: number of groups; None: each clip on its own (more than 64: ten groups; in scope ``entire`` five).
             progress: whether to show progress bars on stderr.
         """
-        system = self._system(lr)
+        system = self._system(lr, steps)
         features, examples = self._labelled(wavs, labels, progress)
         if len(examples) < 2 or (folds is not None and folds < 2):
             raise MetaPerSERError(f"{len(examples)} labelled clips in {folds} groups; leaving out takes at least two")
@@ -274,10 +273,14 @@ class Recogniser:
             for episode, own in zip(part, prediction.probabilities, strict=True):
                 personal[groups[episode.index]] = own[: len(episode.query)]
         generic = Recogniser(self.network, self.checkpoint, self.fingerprint, self.about).probabilities(wavs)
-        return judged(personal, generic, examples.targets, len(groups))
+        return compare(personal, generic, examples.targets, len(groups))
 
-    def _system(self, lr: float | None) -> FineTuning:
+    def _system(self, lr: float | None, steps: int) -> FineTuning:
         """Give the row of Table 1 that adapts this checkpoint."""
+        if not isinstance(steps, int) or steps < 1:
+            raise MetaPerSERError(f"steps {steps!r}; expected a whole number from 1 on")
+        if lr is not None and not (math.isfinite(lr) and lr > 0):
+            raise MetaPerSERError(f"rate {lr!r}; expected a number above 0, such as 0.1")
         if self.is_personal:
             raise MetaPerSERError(
                 f"{self.checkpoint} is already one listener's model; adapt the checkpoint that it came from, with all "
@@ -307,8 +310,14 @@ class Recogniser:
     def _labelled(
         self, wavs: Sequence[Recording], labels: Sequence[str | Sequence[str]], progress: bool
     ) -> tuple[Features, Examples]:
-        if len(wavs) != len(labels):
-            raise MetaPerSERError(f"{len(wavs)} recordings and {len(labels)} labels; expected as many of both")
+        wavs = listed(wavs)
+        if isinstance(labels, str) or len(wavs) != len(labels):
+            count = "a single text" if isinstance(labels, str) else len(labels)
+            raise MetaPerSERError(f"{len(wavs)} recordings and {count} as labels; expected a list with as many of both")
+        files = [str(wav) for wav in wavs if isinstance(wav, (str, Path))]
+        twice = [file for file in files if files.count(file) > 1]
+        if twice:
+            raise MetaPerSERError(f"{twice[0]} is labelled twice; give each clip once, with all emotions heard in it")
         targets = distributions(labels, self.emotions)
         features, names = clip_features(self.network, wavs, progress)
         return features, Examples(names, targets)
@@ -396,12 +405,19 @@ class Recogniser:
         return path
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Stop before any work where a personal checkpoint cannot go.
+def refuse_existing(path: Path, overwrite: bool, source: Path | None = None) -> None:
+    """Stop before any work where a result cannot go.
+
+    Args:
+        path: of the result.
+        overwrite: whether a file that is there is to be replaced.
+        source: a file that the result is made from, which it must never replace.
 
     Raises:
         MetaPerSERError: for a folder, and for a file that is there, unless it is to be replaced.
     """
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise MetaPerSERError(f"{path} is what the result is made from; choose another name for the result")
     if path.is_dir():
         raise MetaPerSERError(f"{path}: is a folder; expected a file to write, such as {path / 'my.ckpt'}")
     if path.exists() and not overwrite:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from s3prl_metaperser.errors import MetaPerSERError
@@ -12,6 +13,8 @@ from s3prl_metaperser.errors import MetaPerSERError
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"})
 """What libsndfile reads of what people keep speech in."""
 STANDARD_INPUT = "-"
+MOST_NAMED = 5
+"""Unreadable recordings in one message."""
 
 
 def find_recordings(root: Path) -> tuple[str, ...]:
@@ -42,6 +45,44 @@ def find_recordings(root: Path) -> tuple[str, ...]:
         endings = ", ".join(sorted(SUFFIXES))
         raise MetaPerSERError(f"{root}: holds no recording; expected files that end in {endings}")
     return tuple(sorted(found))
+
+
+def readable(root: Path, recordings: Sequence[str]) -> tuple[str, ...]:
+    """Leave out recordings whose files are no audio, empty, cut off or too short, and say so on stderr.
+
+    Args:
+        root: folder that the recordings are relative to.
+        recordings: as :func:`find_recordings` gives them.
+
+    Raises:
+        MetaPerSERError: when none is left.
+    """
+    from s3prl_metaperser.audio import fault_of
+
+    faults = {name: fault for name in recordings if (fault := fault_of(root / name)) is not None}
+    if len(faults) == len(recordings):
+        raise MetaPerSERError(f"none of the {len(recordings)} recordings can be read: {next(iter(faults.values()))}")
+    if faults:
+        print(
+            f"metaperser: {len(faults)} of {len(recordings)} recordings are left out, such as "
+            f"{next(iter(faults.values()))}",
+            file=sys.stderr,
+        )
+    return tuple(name for name in recordings if name not in faults)
+
+
+def check_readable(paths: Sequence[Path]) -> None:
+    """Name all recordings at once that cannot be read.
+
+    Raises:
+        MetaPerSERError: with what is wrong with each; of many, with the first.
+    """
+    from s3prl_metaperser.audio import fault_of
+
+    faults = [fault for path in paths if (fault := fault_of(path)) is not None]
+    if faults:
+        more = f"; and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
+        raise MetaPerSERError("; ".join(faults[:MOST_NAMED]) + more)
 
 
 def named_recordings(given: Iterable[str], standard_input: Iterable[str]) -> list[Path]:

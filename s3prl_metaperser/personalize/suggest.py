@@ -76,7 +76,7 @@ def suggest(
         return []
     paths = corpus.audio_paths()
     adapted = [
-        _adapted(model, task, [paths[utterance] for utterance in task.examples.utterances])
+        _adapted(model, task, [paths[utterance] for utterance in task.examples.utterances], progress)
         for task in _training_annotators(model, corpus)
     ]
     probabilities = _said(model, adapted, clips, progress)
@@ -159,10 +159,10 @@ def _training_annotators(model: Recogniser, corpus: Corpus) -> list[Task]:
     ]
 
 
-def _adapted(model: Recogniser, task: Task, paths: Sequence[Path]) -> Params:
+def _adapted(model: Recogniser, task: Task, paths: Sequence[Path], progress: bool) -> Params:
     """Adapt all but the upstream to an annotator, and give the tensors that moved, (1, ...) each."""
     learner = model.network.learner
-    statistics = model.statistics(paths).unsqueeze(0)
+    statistics = model.statistics(paths, progress).unsqueeze(0)
     targets = torch.from_numpy(task.examples.targets).to(statistics.device).unsqueeze(0)
     support = TaskBatch(statistics, targets, targets.new_full(targets.shape[:2], 1 / len(task)))
     # SSL-E has learned no rates; these are what meta-training would start from.
@@ -177,7 +177,7 @@ def _said(model: Recogniser, adapted: Sequence[Params], clips: Sequence[Path], p
     They are what support labels are compared with: not sharpened, which serves decisions alone.
     """
     learner = model.network.learner
-    sharpness = float(learner.sharpened(torch.ones(()).to(learner.class_weights.device)))
+    sharpness = float(learner.sharpened(torch.ones(()).to(learner.class_weights.device)).detach())
     parts = []
     for begin in range(0, len(clips), AT_ONCE):
         statistics = model.statistics(clips[begin : begin + AT_ONCE], progress).unsqueeze(0)

@@ -37,13 +37,9 @@ def command_line(
     parser = known_arguments()
     try:
         given = {**vars(parser.namespace), **vars(checkpoint["Args"])}
-        torch.device(device)
     except (KeyError, TypeError):
         raise MetaPerSERError(f"checkpoint {path} holds no command line; expected one of s3prl's runner") from None
-    except RuntimeError:
-        raise MetaPerSERError(f"device {device!r} is none of torch's; expected cpu, cuda or cuda:NUMBER") from None
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise MetaPerSERError(f"device {device!r}: torch finds no CUDA device here; use cpu")
+    _check_device(device)
     own = {"mode": "inference", "init_ckpt": str(path), "device": device, "local_rank": None, "upstream_refresh": False}
     args = argparse.Namespace(**{**given, **own})
     by_hand = [] if upstream_ckpt is None else ["upstream_ckpt"]
@@ -55,6 +51,20 @@ def command_line(
 
     check_upstream(args, hub)
     return args
+
+
+def _check_device(device: str) -> None:
+    """Try whether torch can work on a device, and fetch what it made there.
+
+    Raises:
+        MetaPerSERError: when it cannot, for whatever reason its backend has.
+    """
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise MetaPerSERError(
+            f"device {device!r}: torch cannot use it here; expected cpu, or a GPU that torch finds, such as cuda:0"
+        ) from None
 
 
 def make_upstream(args: argparse.Namespace, config: dict[str, Any]) -> tuple[nn.Module, Any]:
