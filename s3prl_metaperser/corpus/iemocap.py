@@ -182,15 +182,20 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError:
         # Comments were typed on many machines. Latin-1 gives every byte a character, and labels are ASCII anyway.
         text = data.decode("latin-1")
-    lines: list[tuple[int, str]] = []
+    parts: list[tuple[int, list[str]]] = []
+    brackets = 0
     # str.splitlines would also split at Latin-1's 0x85 and other characters inside comments.
     for number, line in enumerate(map(str.strip, re.split(r"\r\n|\r|\n", text)), start=1):
         if not line:
             continue
-        if lines and _comment_is_open(lines[-1][1]) and not line.startswith(("[", "C-", "A-")):
-            lines[-1] = (lines[-1][0], f"{lines[-1][1]} {line}")
+        if brackets > 0 and not line.startswith(("[", "C-", "A-")):
+            parts[-1][1].append(line)
         else:
-            lines.append((number, line))
+            parts.append((number, [line]))
+            brackets = 0
+        if parts[-1][1][0].startswith(("C-", "A-")):
+            brackets += line.count("(") - line.count(")")
+    lines = [(number, " ".join(own)) for number, own in parts]
     if lines and lines[-1][1].startswith(("C-", "A-")) and not lines[-1][1].endswith(")"):
         number, line = lines[-1]
         raise MetaPerSERError(
@@ -198,10 +203,6 @@ def _lines(path: Path) -> list[tuple[int, str]]:
             "the file is cut off: unpack the archive again"
         )
     return lines
-
-
-def _comment_is_open(line: str) -> bool:
-    return line.startswith(("C-", "A-")) and line.count("(") > line.count(")")
 
 
 def _read_header(line: str, where: str, session: int) -> _Block:
