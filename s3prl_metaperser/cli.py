@@ -7,6 +7,7 @@ subcommand's own module imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (`metaperser config | head`) has gone; without this Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise exit_with(MetaPerSERError(f"{error.filename!s:.60}…: {error.strerror}; expected a path")) from None
     return code
 
 

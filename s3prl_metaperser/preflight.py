@@ -327,6 +327,8 @@ def _check_device(device: str) -> None:
         kind = torch.device(device).type
     except RuntimeError:
         raise MetaPerSERError(f"--device {device}: not a device of torch; expected cpu, cuda or cuda:NUMBER") from None
+    if kind == "meta":
+        raise MetaPerSERError(f"--device {device}: computes nothing; expected cpu, cuda or cuda:NUMBER")
     if kind == "cuda" and not torch.cuda.is_available():
         raise MetaPerSERError(
             f"--device {device} (s3prl's default is cuda): torch finds no CUDA device here; add --device cpu"

@@ -60,6 +60,11 @@ def main(sets_run_up_first: bool = True) -> None:
         sys.argv[1:] = preflight.check(with_local_rank(sys.argv[1:]), sets_run_up_first)
     except MetaPerSERError as error:
         raise exit_with(error, PROGRAM) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        too_long = MetaPerSERError(f"{error.filename!s:.60}…: {error.strerror}; expected a path")
+        raise exit_with(too_long, PROGRAM) from None
 
     from s3prl.run_downstream import main as run_s3prl
 
