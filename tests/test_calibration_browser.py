@@ -340,7 +340,7 @@ class TestCommand:
             (("--audio-root", "{empty}"), "holds no recording"),
             (("--checkpoint", "{other}"), "not a readable torch file"),
             (("--checkpoint", "{none}"), "does not exist"),
-            (("--out", "{checkpoint}"), "is the checkpoint to be made yours"),
+            (("--out", "{checkpoint}"), "is what the result is made from"),
             (("--out", "{other}"), "other.ckpt exists"),
             (("--port", "{taken}"), "Address already in use"),
             (("--lr", 0.1), "has learned its own rates"),

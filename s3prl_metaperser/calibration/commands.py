@@ -59,6 +59,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run_calibrate(args: argparse.Namespace) -> int:
     """Run ``metaperser calibrate``."""
+    from s3prl_metaperser.calibration.companion import check_adapts
     from s3prl_metaperser.calibration.server import address, listen
     from s3prl_metaperser.calibration.session_files import SessionFiles
     from s3prl_metaperser.personalize.recogniser import refuse_existing
@@ -72,8 +73,14 @@ def run_calibrate(args: argparse.Namespace) -> int:
     files = SessionFiles(args.out)
     with files.held() as lock, listen(args.host, args.port) as listening:
         lock.say(f"at {address(listening)}")
+        if not args.overwrite:
+            # What is wrong with the files is said before the seconds that a model takes.
+            _open(files, origin, emotions, overwrite=False)
+        generic = load_model(args)
+        check_adapts(generic, args.audio_root / recordings[0], args.lr)
+        # Answers of before are discarded once nothing more can be wrong.
         session = _open(files, origin, emotions, args.overwrite)
-        _calibrate(args, session, recordings, listening)
+        _calibrate(args, generic, session, recordings, listening)
     print(f"\n{session.labelled} of {len(session.clips)} clips labelled; the same command goes on.")
     return 0
 
@@ -105,13 +112,13 @@ def _open(files: SessionFiles, origin: Origin, emotions: Sequence[str], overwrit
     return Session(files, origin, emotions, ())
 
 
-def _calibrate(args: argparse.Namespace, session: Session, recordings: Sequence[str], listening: socket) -> None:
+def _calibrate(
+    args: argparse.Namespace, generic: Recogniser, session: Session, recordings: Sequence[str], listening: socket
+) -> None:
     from s3prl_metaperser.calibration.companion import Companion
     from s3prl_metaperser.calibration.server import serve
 
-    generic = load_model(args)
     companion = Companion(generic, session, [session.audio_root / name for name in recordings], args.steps, args.lr)
-    companion.check()
     wanted = args.n or len(session.clips) or CLIPS
     if wanted > len(session.clips):
         _suggest(session, wanted - len(session.clips), generic, recordings, args.corpus)

@@ -28,6 +28,20 @@ MOST_THROUGH_THE_UPSTREAM = 40
 """The same where the upstream adapts, and each clip goes through it again after every answer."""
 
 
+def check_adapts(generic: Recogniser, recording: Path, lr: float | None) -> None:
+    """Try whether a model can be adapted at all, before anyone listens to anything.
+
+    Args:
+        generic: the model.
+        recording: any that it may hear.
+        lr: of adaptation.
+
+    Raises:
+        MetaPerSERError: saying why not.
+    """
+    generic.adapt([recording], [generic.emotions[:1]], steps=1, lr=lr)
+
+
 class Companion:
     """A listener's model as their answers stand.
 
@@ -71,14 +85,6 @@ class Companion:
                 self._personal = self.generic.adapt(*self._support(labels), steps=self.steps, lr=self.lr)
                 self._adapted_to = labels
             return self._personal
-
-    def check(self) -> None:
-        """Try whether the model can be adapted at all, before anyone listens to anything.
-
-        Raises:
-            MetaPerSERError: saying why not.
-        """
-        self.generic.adapt(self._recordings[:1], [self.generic.emotions[:1]], steps=1, lr=self.lr)
 
     def differences(self) -> Differences:
         """Compare the listener's model with the generic one on the recordings."""
