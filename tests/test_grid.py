@@ -48,6 +48,7 @@ class Play(Launcher):
     def __init__(self, failing=(), dev=None, interrupt_at=None):
         self.failing, self.dev, self.interrupt_at = failing, dev or {}, interrupt_at
         self.started, self.under_way, self.most_at_once, self.stopped = [], set(), 0, []
+        self.weights = ""
 
     def start(self, run):
         if run.name == self.interrupt_at:
@@ -71,7 +72,7 @@ class Played(Launched):
             (self.run.folder / LOG).write_text("working\nno memory left\n")
             return End.with_code(1)
         if self.run.mode == "train":
-            (self.run.folder / BEST).write_text(self.run.name)
+            (self.run.folder / BEST).write_text(self.run.name + self.play.weights)
             score = self.play.dev.get(self.run.name, 0)
             pd.DataFrame({"miF1": [score - 1, score + 1]}).to_csv(self.run.folder / DEV_RESULTS)
         else:
@@ -122,12 +123,13 @@ def test_nothing_is_run_twice_unless_what_it_reads_has_changed(make_run):
     again = Play()
     assert set(Grid(nodes).run(again, 2).states.values()) == {"done before"}
     assert again.started == []
-    (nodes[2].run.folder / BEST).write_text("other weights")
+    (nodes[2].run.folder / BEST).write_text("damaged weights")
     Grid(nodes).run(again, 2)
-    assert again.started == ["of_b"]
+    assert again.started == ["b"], "made again to the same weights, so that what reads them is as it was"
     (nodes[2].run.folder / BEST).unlink()
+    again.weights = "other weights"
     Grid(nodes).run(again, 2)
-    assert again.started == ["of_b", "b", "of_b"]
+    assert again.started == ["b", "b", "of_b"]
 
 
 @pytest.mark.parametrize(("dev", "best"), [({"slow": 40, "fast": 41}, "fast"), ({"slow": 40, "fast": 40}, "slow")])
