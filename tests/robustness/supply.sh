@@ -74,7 +74,7 @@ passes() {
     cd "$place" # where python -m finds nothing but what is installed
     "$python" -m pip check
     "$environment/bin/metaperser" --help >"$place/help"
-    "$python" -m s3prl.run_downstream --help >"$place/help"
+    "$python" -m s3prl.run_downstream --help >"$place/help" 2>&1
     "$place/source/tests/robustness/runner_tests.sh" "$python" "${TESTS[@]}"
 }
 
