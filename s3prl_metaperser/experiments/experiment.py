@@ -197,8 +197,11 @@ def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFram
     Raises:
         MetaPerSERError: when the file is damaged, or names a test annotator of no fold.
     """
-    CheckedFolder(out).check(f"{results_name(kind)}.csv")
-    results = results_file.read_results(out / f"{results_name(kind)}.csv")
+    path = out / f"{results_name(kind)}.csv"
+    CheckedFolder(out).check(path.name)
+    if path.read_text(encoding="utf-8").strip() == ",".join(RESULT_COLUMNS):
+        return pd.DataFrame(columns=[*RESULT_COLUMNS, "fold"])  # every run has failed
+    results = results_file.read_results(path)
     fold = results["test_annotator"].map(folds)
     if fold.isna().any():
         raise _damaged(out / f"{results_name(kind)}.csv")
