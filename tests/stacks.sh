@@ -54,6 +54,9 @@ run() (
 
 case "${1:-}" in
     newest | oldest) run "$@" ;;
-    "") run oldest && run newest ;;
+    "") # each in a process of its own: in one that is asked whether it failed, bash goes on after an error
+        failed=0
+        for stack in oldest newest; do "${BASH_SOURCE[0]}" "$stack" || failed=1; done
+        exit "$failed" ;;
     *) echo "usage: $0 [newest|oldest] [REQUIREMENT ...]" >&2; exit 2 ;;
 esac
