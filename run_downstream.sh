@@ -77,7 +77,7 @@ install() {
     local extras="$1" prefix state stamp
     prefix="$("$PYTHON" -c 'import sys; print(sys.prefix)')"
     stamp="$prefix/.s3prl-metaperser$extras"
-    state="$ROOT $(cat setup.py pyproject.toml | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+    state="$ROOT ${METAPERSER_STACK:-stock} $(cat setup.py pyproject.toml | "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
     if [[ -f "$stamp" && "$(<"$stamp")" == "$state" && "$(installed_from)" == "$ROOT/s3prl_metaperser" ]]; then
         return
     fi
