@@ -91,6 +91,8 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
+            # Builds wheels by itself from 70.1 on; the tests build one in this environment.
+            "setuptools>=70.1",
             SUBMITIT,
             "tensorboard>=2.16",
         ],

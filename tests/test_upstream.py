@@ -268,8 +268,10 @@ def test_files_are_read_ahead_by_so_many_seconds(tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import sys, torch
+import signal, sys, torch
 from pathlib import Path
+# A shell's background jobs, and what they start, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 from s3prl_metaperser.upstream.extraction import extract_on_all_cores

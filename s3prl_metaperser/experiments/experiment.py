@@ -199,7 +199,7 @@ def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFram
     """
     path = out / f"{results_name(kind)}.csv"
     CheckedFolder(out).check(path.name)
-    if path.read_text(encoding="utf-8").strip() == ",".join(RESULT_COLUMNS):
+    if path.read_bytes().strip() == ",".join(RESULT_COLUMNS).encode():
         return pd.DataFrame(columns=[*RESULT_COLUMNS, "fold"])  # every run has failed
     results = results_file.read_results(path)
     fold = results["test_annotator"].map(folds)
