@@ -54,6 +54,9 @@ setup(
         "s3prl_metaperser.downstream_configs": "downstream_configs",
     },
     package_data={
+        "s3prl_metaperser": ["py.typed"],
+        "s3prl_metaperser.metaperser_api": ["py.typed"],
+        "metaperser": ["py.typed"],
         "s3prl_metaperser.downstream_configs": ["*.yaml"],
         "s3prl_metaperser.calibration": ["page/*.jinja", "page/files/*"],
         "s3prl_metaperser.experiments": ["*.jinja"],

@@ -6,7 +6,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -115,8 +114,7 @@ class TestWheel:
 
 
 def test_the_sdist_holds_all_that_the_wheel_is_built_from(source, wheel, tmp_path):
-    with tarfile.open(build(source, "build_sdist", ".tar.gz")) as sdist:
-        sdist.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-xf", build(source, "build_sdist", ".tar.gz"), "-C", tmp_path], check=True)
     (unpacked,) = tmp_path.iterdir()
     again = zipfile.ZipFile(build(unpacked, "build_wheel", ".whl"))
     assert sorted(again.namelist()) == sorted(wheel.namelist())
