@@ -49,7 +49,8 @@ def read_csv(
         MetaPerSERError: the file is missing, unreadable, not a csv, its columns aren't those, or a cell is no label's.
     """
     if not path.is_file():
-        raise MetaPerSERError(f"{path}: no such file; expected a csv with the columns {','.join(required)}")
+        fault = "is a folder" if path.is_dir() else "no such file"
+        raise MetaPerSERError(f"{path}: {fault}; expected a csv with the columns {','.join(required)}")
     try:
         with path.open(encoding=encoding, newline="") as file:
             reader = csv.reader(_lines(path, file), strict=True)
