@@ -77,7 +77,7 @@ METAPERSER = [
     ("prepare iemocap empty --out corpus", "corpus: already holds annotations.csv; pass --overwrite"),
     ("prepare crema-d mine.csv --out new", "mine.csv: no such folder; expected a clone"),
     ("prepare crema-d empty --out new", "finishedResponses.csv: no such file"),
-    ("prepare table corpus --out new", "corpus: no such file; expected a csv"),
+    ("prepare table corpus --out new", "corpus: is a folder; expected a csv"),
     ("prepare table table.csv --out mine.csv/new", "mine.csv/new"),
     (f"prepare table table.csv --out {LONG}", "File name too long"),
     ("prepare table table.csv --audio-root gone --out new", "gone: no such folder"),
