@@ -18,13 +18,17 @@ from s3prl_metaperser.checksums import LIST, CheckedFolder
 from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
 from s3prl_metaperser.metrics import METRICS, Scores, decide
-from s3prl_metaperser.results_file import RESULT_COLUMNS, RUN_COLUMNS, read_results
+from s3prl_metaperser.results_file import (
+    DIVERGED_AT,
+    FAILURE_COLUMNS,
+    RESULT_COLUMNS,
+    merged,
+    read_results,
+    read_tuning,
+)
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.systems import DISPLAY_NAMES
 from s3prl_metaperser.tuning import Tuning
-
-FAILURE_COLUMNS = [*RUN_COLUMNS, "diverged_at_step"]
-_SAME_RUN = ["system", "scenario", "upstream", "scope", "test_annotator", "shots", "queries"]
 
 
 @dataclass(frozen=True)
@@ -87,38 +91,27 @@ class Report:
             The path of the results file.
         """
         suffix = "" if split == "test" else f"-{split}"
-        results = f"results{suffix}.csv"
-        predicted, failed = f"predictions{suffix}.csv", f"failures{suffix}.csv"
-        rows = [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated]
-        predictions = [row for one in evaluated for row in self._prediction_rows(one)]
-        failures = [
-            self._run_cells(one.episode) | {"diverged_at_step": one.divergence.step}
-            for one in evaluated
-            if one.divergence is not None
-        ]
+        rows = pd.DataFrame(
+            [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated], columns=RESULT_COLUMNS
+        )
+        tables = {
+            f"results{suffix}.csv": rows,
+            f"predictions{suffix}.csv": pd.DataFrame([row for one in evaluated for row in self._prediction_rows(one)]),
+            f"failures{suffix}.csv": pd.DataFrame(
+                [
+                    self._run_cells(one.episode) | {DIVERGED_AT: one.divergence.step}
+                    for one in evaluated
+                    if one.divergence is not None
+                ],
+                columns=FAILURE_COLUMNS,
+            ),
+        }
         with self._locked():
-            for name in (results, predicted, failed):
+            for name in tables:
                 self._files.check(name)
-            self._files.replace(
-                {
-                    results: _merged(self.folder / results, pd.DataFrame(rows, columns=RESULT_COLUMNS)),
-                    predicted: _merged(self.folder / predicted, pd.DataFrame(predictions)),
-                    failed: self._merged_failures(self.folder / failed, failures, rows),
-                }
-            )
-        return self.folder / results
-
-    @staticmethod
-    def _merged_failures(
-        path: Path, failures: Sequence[dict[str, object]], rows: Sequence[dict[str, object]]
-    ) -> str | None:
-        earlier = pd.DataFrame(columns=FAILURE_COLUMNS)
-        if path.exists():
-            earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
-        again = {tuple(str(row[name]) for name in _SAME_RUN) for row in rows}
-        kept = [row not in again for row in earlier[_SAME_RUN].astype(str).itertuples(index=False, name=None)]
-        left = pd.concat([earlier[kept], pd.DataFrame(failures, columns=FAILURE_COLUMNS).astype(str)])
-        return None if left.empty else _csv(left)
+            written = {name: merged(self.folder / name, table, rows) for name, table in tables.items()}
+            self._files.replace({name: None if table.empty else _csv(table) for name, table in written.items()})
+        return self.folder / f"results{suffix}.csv"
 
     def write_tuning(self, tuning: Tuning) -> None:
         """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system.
@@ -139,7 +132,7 @@ class Report:
         with self._locked():
             self._files.check(path.name)
             if path.exists():
-                earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+                earlier = read_tuning(path)
                 rows = pd.concat([earlier[earlier["system"] != rows.loc[0, "system"]], rows], ignore_index=True)
             metrics = [name for name in METRICS if name in rows]
             self._files.replace({path.name: _csv(rows[["system", "lr", "steps", *metrics, "chosen"]])})
@@ -191,16 +184,6 @@ class Report:
 
     def _names(self, chosen: np.ndarray) -> str:
         return ";".join(emotion for emotion, one in zip(self.emotions, chosen, strict=True) if one)
-
-
-def _merged(path: Path, rows: pd.DataFrame) -> str:
-    """Give a file's rows with others added, in place of those of the same run."""
-    if path.exists():
-        earlier = pd.read_csv(path, dtype={"test_annotator": str}, keep_default_na=False)
-        replaced = set(rows[_SAME_RUN].astype(str).itertuples(index=False, name=None))
-        kept = [row not in replaced for row in earlier[_SAME_RUN].astype(str).itertuples(index=False, name=None)]
-        rows = pd.concat([earlier[kept], rows], ignore_index=True) if any(kept) else rows
-    return _csv(rows)
 
 
 def _csv(rows: pd.DataFrame) -> str:

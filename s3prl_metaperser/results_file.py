@@ -1,7 +1,12 @@
-"""``results.csv``, a row an episode, as it is read again: by a run that adds to it, by tables and by tests."""
+"""A run's tables, as they are read again: by a run that adds to them, by an experiment and by tests.
+
+``results.csv`` has a row an episode, ``predictions.csv`` a row a query clip, ``failures.csv`` the episodes whose
+adaptation diverged, ``tuning.csv`` what was tried on dev.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +20,12 @@ TEXT_COLUMNS = ("system", "scenario", "upstream", "scope", "test_annotator")
 COUNT_COLUMNS = ("episode", "shots", "queries")
 RUN_COLUMNS = [*TEXT_COLUMNS, *COUNT_COLUMNS]
 RESULT_COLUMNS = [*RUN_COLUMNS, *METRICS]
+DIVERGED_AT = "diverged_at_step"
+FAILURE_COLUMNS = [*RUN_COLUMNS, DIVERGED_AT]
+SAME_RUN = ("system", "scenario", "upstream", "scope", "test_annotator", "shots", "queries")
+"""Columns whose cells are those of one evaluation: given again, it takes its earlier rows' place."""
+_COUNTS = (*COUNT_COLUMNS, DIVERGED_AT)
+TUNING_COLUMNS = ("system", "lr", "steps", "chosen")
 
 
 def read_results(path: Path) -> pd.DataFrame:
@@ -29,17 +40,80 @@ def read_results(path: Path) -> pd.DataFrame:
     Raises:
         MetaPerSERError: naming file, line, column and value.
     """
-    cells = read_csv(path, RESULT_COLUMNS)
+    return _read(path, RESULT_COLUMNS)
+
+
+def read_episodes(results: Path, failures: Path) -> pd.DataFrame:
+    """Read results together with which of their episodes have failed.
+
+    Args:
+        results: path of a ``results.csv``.
+        failures: path of the ``failures.csv`` beside it; none is there where none has failed.
+
+    Returns:
+        As :func:`read_results`, and the column :data:`DIVERGED_AT`, a nullable integer: missing where nothing failed.
+
+    Raises:
+        MetaPerSERError: when a file is damaged, or a failure is of no episode of the results.
+    """
+    episodes = read_results(results)
+    if not failures.exists():
+        return episodes.assign(**{DIVERGED_AT: pd.array([pd.NA] * len(episodes), dtype="Int64")})
+    failed = _read(failures, FAILURE_COLUMNS).astype({DIVERGED_AT: "Int64"})
+    if failed.duplicated(RUN_COLUMNS).any() or len(failed.merge(episodes[RUN_COLUMNS])) != len(failed):
+        raise MetaPerSERError(
+            f"{failures}: its episodes are not those of {results.name}; delete both, and run again what wrote them"
+        )
+    return episodes.merge(failed, how="left", on=RUN_COLUMNS)
+
+
+def read_tuning(path: Path) -> pd.DataFrame:
+    """Read what was tried on dev, as text: :data:`TUNING_COLUMNS` and the metrics there are.
+
+    Raises:
+        MetaPerSERError: when it is no such table.
+    """
+    return read_csv(path, TUNING_COLUMNS, optional=METRICS).astype(str)
+
+
+def merged(path: Path, rows: pd.DataFrame, evaluated: pd.DataFrame) -> pd.DataFrame:
+    """Give a table's rows with others added, in place of those of the same evaluations.
+
+    Args:
+        path: of the table; it may not be there yet.
+        rows: to be added, with all of the table's columns, :data:`SAME_RUN` among them.
+        evaluated: rows with the columns :data:`SAME_RUN` of all that was evaluated, be anything added of it or not.
+
+    Returns:
+        Rows of text, as they are to be written; what is not a number is empty.
+
+    Raises:
+        MetaPerSERError: when the table has other columns or is no csv.
+    """
+    added = rows.astype(object).where(rows.notna(), "").astype(str)
+    if not path.exists():
+        return added
+    earlier = read_csv(path, list(rows.columns)).astype(str)
+    again = set(_runs(evaluated))
+    return pd.concat([earlier[[run not in again for run in _runs(earlier)]], added], ignore_index=True)
+
+
+def _runs(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    return list(rows[list(SAME_RUN)].astype(str).itertuples(index=False, name=None))
+
+
+def _read(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    cells = read_csv(path, names)
     if cells.empty:
         raise MetaPerSERError(f"{path}: holds no result; delete it, and run again what wrote it")
     columns: dict[str, pd.Series] = {}
-    for name in RESULT_COLUMNS:
+    for name in names:
         texts = categorical(cells[name])
         values = [_value(name, text) for text in texts.categories]
         faulty = [code for code, value in enumerate(values) if value is None]
         if faulty:
             row = int(np.isin(texts.codes, faulty).argmax())
-            expected = "a name" if name in TEXT_COLUMNS else "a count" if name in COUNT_COLUMNS else "a percentage"
+            expected = "a name" if name in TEXT_COLUMNS else "a count" if name in _COUNTS else "a percentage"
             raise MetaPerSERError(
                 f"{line_of_row(path)(row)}: {name} is {texts[row]!r:.80}; expected {expected}; is the file damaged?"
             )
@@ -50,7 +124,7 @@ def read_results(path: Path) -> pd.DataFrame:
 def _value(column: str, text: str) -> str | int | float | None:
     if column in TEXT_COLUMNS:
         return text if text.strip() else None
-    if column in COUNT_COLUMNS:
+    if column in _COUNTS:
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
     try:
         value = float(text)

@@ -12,7 +12,7 @@ from workshop import downstream_state, same_weights
 
 from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.experiments import demo_entire
-from s3prl_metaperser.reporting import RESULT_COLUMNS
+from s3prl_metaperser.results_file import RESULT_COLUMNS
 
 SCRIPT = Path(__file__).parent.parent / "run_downstream.sh"
 

@@ -17,13 +17,14 @@ from s3prl_metaperser.publishing.figures import write_figure
 METRICS = ["maF1", "miF1", "UA"]
 
 
-def results(system, values, scenario="seen", fold=1, shots=4, upstream="fbank_no_cmvn"):
-    """Rows of results.csv, an episode each: maF1 is the value, miF1 10 and UA 50 above it."""
+def results(system, values, scenario="seen", fold=1, shots=4, upstream="fbank_no_cmvn", diverged=None):
+    """Rows of results.csv, an episode each: maF1 is the value, miF1 10 and UA 50 above it; the step it diverged at."""
     return pd.DataFrame(
         {
             **{"system": system, "scenario": scenario, "upstream": upstream, "scope": "linear"},
             **{"test_annotator": f"E{fold}", "episode": range(len(values)), "shots": shots, "queries": 8},
             **{"maF1": values, "miF1": np.add(values, 10), "UA": np.add(values, 50), "fold": fold},
+            "diverged_at_step": pd.array(diverged or [None] * len(values), dtype="Int64"),
         }
     )
 
@@ -77,6 +78,23 @@ def test_a_system_measured_on_fewer_episodes_is_marked_and_not_bold(tmp_path):
         tables.Cell("† 20.0 ± 0.0"),
     ]
     assert "B, seen: 1 of 2" in markdown(table)
+
+
+def test_a_system_of_which_episodes_failed_is_marked_and_they_count(tmp_path):
+    rows = [
+        results("A", [30.0, 0.0], diverged=[None, 3]),
+        results("B", [10.0, 10.0]),
+        results("C", [0.0], diverged=[0]),
+    ]
+    table = tables.write_tables(pd.concat(rows), tmp_path, "t")
+    assert [row.cells[1] for row in table.blocks[0].rows] == [
+        tables.Cell("‡ 15.0 ± 15.0", bold=True),
+        tables.Cell("10.0 ± 0.0"),
+        tables.Cell("†‡ 0.0 ± 0.0"),
+    ]
+    assert "no emotion: A, seen: 1 of 2; C, seen: 1 of 1" in markdown(table)
+    assert r"$\ddagger$ 15.0 $\pm$ 15.0" in (tmp_path / "t.tex").read_text()
+    assert pd.read_csv(tmp_path / "t.csv")["failed"].tolist() == [1, 0, 1]
 
 
 def test_upstreams_and_shots_are_never_averaged(tmp_path):

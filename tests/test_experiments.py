@@ -23,7 +23,7 @@ from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.plan import Override, Setup
 from s3prl_metaperser.experiments.runs import Upstream
 from s3prl_metaperser.experiments.table1 import table1 as plan_table1
-from s3prl_metaperser.reporting import RESULT_COLUMNS
+from s3prl_metaperser.results_file import RESULT_COLUMNS, RUN_COLUMNS
 from s3prl_metaperser.settings import AnnealingSettings, read_settings
 
 SYSTEMS = [
@@ -254,8 +254,8 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_run(small_corpus, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_run_is_named_and_the_others_make_the_table(small_corpus, tmp_path, cache, capsys):
-    broken = ["multi_few:optimizer.torch_optim_name=Adamm"]
+def test_failed_runs_and_episodes_are_named_and_all_others_make_the_table(small_corpus, tmp_path, cache, capsys):
+    broken = ["multi_few:optimizer.torch_optim_name=Adamm", "ssl_e_paper:downstream_expert.adaptation.lr=1.0e+30"]
     assert cli.main(table1(small_corpus, tmp_path / "out", "--scenario", "seen", settings=broken)) == 1
     said = capsys.readouterr()
     assert f"1 of {RUNS + 1} runs failed, 1 more need them" in said.err
@@ -263,7 +263,19 @@ def test_a_failed_run_is_named_and_the_others_make_the_table(small_corpus, tmp_p
     assert "Multi-Few, seen: fold 1 is missing, since a run failed." in said.out
     results = pd.read_csv(tmp_path / "out/results.csv")
     assert results["system"].drop_duplicates().tolist() == [one for one in SYSTEMS if one != "Multi-Few"] + [REFERENCE]
-    assert "Adamm" in (tmp_path / "out/report.html").read_text()
+    report = (tmp_path / "out/report.html").read_text()
+    assert "Adamm" in report
+    few = results[results["system"].isin(["Linear-Few", "Entire-Few"])]
+    assert few["miF1"].tolist() == [0] * 4
+    failures = pd.read_csv(tmp_path / "out/failures.csv")
+    assert failures[list(RUN_COLUMNS)].to_numpy().tolist() == few[list(RUN_COLUMNS)].to_numpy().tolist()
+    assert (failures["diverged_at_step"] > 0).all()
+    assert re.search(r"\| Linear-Few +\| ‡ 0\.0 ± 0\.0", said.out)
+    note = "‡ Episodes in which adaptation diverged, counted as deciding for no emotion: Linear-Few, seen: 2 of 2; "
+    for shown in (said.out, report, (tmp_path / "out/table1.tex").read_text().replace(r"$\ddagger$", "‡")):
+        assert f"{note}Entire-Few, seen: 2 of 2" in shown
+    failed = pd.read_csv(tmp_path / "out/table1.csv").set_index("system")["failed"]
+    assert failed[failed > 0].to_dict() == {"Linear-Few": 2, "Entire-Few": 2}
 
 
 def descendants(pid):

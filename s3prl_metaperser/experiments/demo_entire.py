@@ -251,13 +251,12 @@ def _table(setup: Setup, notes: Sequence[str]) -> str:
     import pandas as pd
 
     from s3prl_metaperser.experiments.experiment import write_results
-    from s3prl_metaperser.experiments.runs import RESULTS
+    from s3prl_metaperser.experiments.runs import FAILURES, RESULTS
     from s3prl_metaperser.experiments.tables import write_tables
+    from s3prl_metaperser.results_file import read_episodes
 
     folders = [setup.folder(_evaluation(system)) for system in ("entire_zero", "entire_few", "meta_perser")]
-    results = pd.concat(
-        [pd.read_csv(folder / RESULTS, dtype={"test_annotator": str}) for folder in folders], ignore_index=True
-    )
+    results = pd.concat([read_episodes(folder / RESULTS, folder / FAILURES) for folder in folders], ignore_index=True)
     write_results(results, setup.out, "table1")
     write_tables(results, setup.out, "table1", notes=notes)
     return (setup.out / "table1.md").read_text(encoding="utf-8")

@@ -16,14 +16,15 @@ from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.grid import Node, Outcome
 from s3prl_metaperser.experiments.plan import Setup
-from s3prl_metaperser.experiments.runs import RESULTS
-from s3prl_metaperser.results_file import RESULT_COLUMNS
+from s3prl_metaperser.experiments.runs import FAILURES, RESULTS
+from s3prl_metaperser.results_file import DIVERGED_AT, FAILURE_COLUMNS, RESULT_COLUMNS
 from s3prl_metaperser.settings import Scenario
 
 Kind = Literal["table1", "table2", "figure2"]
 
 SHARED = "experiment.json"
 """The file that holds what all experiments of a folder share."""
+EPISODE_COLUMNS = [*RESULT_COLUMNS, DIVERGED_AT]
 TUNING = "tuning.csv"
 """What a run chose on dev, where it chose anything."""
 
@@ -76,19 +77,21 @@ class Experiment:
         """Collect the results of the rows whose runs are done.
 
         Returns:
-            Rows of ``results.csv``, ordered by scenario, system and fold; empty when no run is done.
+            Episodes as :func:`~s3prl_metaperser.results_file.read_episodes` gives them, ordered by scenario, system
+            and fold; empty when no run is done.
         """
         frames = []
         order = {scenario: place for place, scenario in enumerate(self.setup.scenarios)}
         systems = {system: place for place, system in enumerate(dict.fromkeys(row.system for row in self.rows))}
         for row in sorted(self.rows, key=lambda row: (order[row.scenario], systems[row.system], row.fold)):
             if outcome.is_done(row.node):
-                frame = results_file.read_results(outcome.runs[row.node].folder / RESULTS)
+                folder = outcome.runs[row.node].folder
+                frame = results_file.read_episodes(folder / RESULTS, folder / FAILURES)
                 frame["system"] = row.system
                 if row.shots is not None:
                     frame["shots"] = row.shots
                 frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=RESULT_COLUMNS)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=EPISODE_COLUMNS)
 
     def chosen(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Say what was chosen on the dev annotator: columns scenario, fold, system, setting."""
@@ -114,10 +117,9 @@ class Experiment:
 
 
 def _tuned(folder: Path) -> list[str]:
-    try:
-        rows = pd.read_csv(folder / TUNING, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
+    if not (folder / TUNING).exists():
         return []
+    rows = results_file.read_tuning(folder / TUNING)
     best = rows[rows["chosen"] == "True"]
     return [text for row in best.itertuples() for text in ([f"lr {row.lr}"] if row.lr else []) + [f"{row.steps} steps"]]
 
@@ -182,29 +184,45 @@ class Record:
 
 def results_name(kind: Kind) -> str:
     """Give the name of the file with a row per episode: ``results`` of Table 1, ``results-KIND`` of the others."""
-    return "results" if kind == "table1" else f"results-{kind}"
+    return f"results{_suffix(kind)}"
+
+
+def _suffix(kind: Kind) -> str:
+    return "" if kind == "table1" else f"-{kind}"
 
 
 def write_results(results: pd.DataFrame, out: Path, kind: Kind) -> None:
-    """Write the rows, a file of fixed columns."""
-    text = results[RESULT_COLUMNS].to_csv(index=False, lineterminator="\n")
-    CheckedFolder(out).replace({f"{results_name(kind)}.csv": text})
+    """Write the rows, a file of fixed columns, and beside it those of episodes that failed, if any did.
+
+    Args:
+        results: as :meth:`Experiment.results` gives them.
+        out: folder.
+        kind: of the experiment.
+    """
+    failed = results[results[DIVERGED_AT].notna()][FAILURE_COLUMNS]
+    CheckedFolder(out).replace(
+        {
+            f"{results_name(kind)}.csv": results[RESULT_COLUMNS].to_csv(index=False, lineterminator="\n"),
+            f"failures{_suffix(kind)}.csv": None if failed.empty else failed.to_csv(index=False, lineterminator="\n"),
+        }
+    )
 
 
 def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFrame:
-    """Read the rows, with their ``fold`` as a further column.
+    """Read the rows again, with their ``fold`` as a further column.
 
     Raises:
-        MetaPerSERError: when the file is damaged, or names a test annotator of no fold.
+        MetaPerSERError: when a file is damaged, or names a test annotator of no fold.
     """
-    path = out / f"{results_name(kind)}.csv"
-    CheckedFolder(out).check(path.name)
+    path, failures = out / f"{results_name(kind)}.csv", out / f"failures{_suffix(kind)}.csv"
+    for one in (path, failures):
+        CheckedFolder(out).check(one.name)
     if path.read_bytes().strip() == ",".join(RESULT_COLUMNS).encode():
-        return pd.DataFrame(columns=[*RESULT_COLUMNS, "fold"])  # every run has failed
-    results = results_file.read_results(path)
+        return pd.DataFrame(columns=[*EPISODE_COLUMNS, "fold"])  # every run has failed
+    results = results_file.read_episodes(path, failures)
     fold = results["test_annotator"].map(folds)
     if fold.isna().any():
-        raise _damaged(out / f"{results_name(kind)}.csv")
+        raise _damaged(path)
     return results.assign(fold=fold)
 
 

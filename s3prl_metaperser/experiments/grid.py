@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-import pandas as pd
 from tqdm import tqdm
 
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.launchers import Launched, Launcher
 from s3prl_metaperser.experiments.runs import DEV_RESULTS, LOG, Run, last_words
+from s3prl_metaperser.results_file import read_results
 from s3prl_metaperser.settings import MetricName
 
 State = Literal["done before", "done", "failed", "not run"]
@@ -270,7 +270,7 @@ def _decided(node: Node) -> tuple[Run, str | None]:
     if isinstance(node.run, Run):
         return node.run, None
     scores = {
-        name: float(pd.read_csv(folder / DEV_RESULTS)[node.run.metric].mean())
+        name: float(read_results(folder / DEV_RESULTS)[node.run.metric].mean())
         for name, folder in node.run.folders.items()
     }
     best = max(scores, key=scores.__getitem__)

@@ -34,9 +34,13 @@ LOG = "log.txt"
 CONFIG = "config.yaml"
 BEST = "dev-best.ckpt"
 RESULTS, DEV_RESULTS = "results.csv", "results-dev.csv"
+FAILURES, DEV_FAILURES = "failures.csv", "failures-dev.csv"
 OUTPUTS: dict[Mode, tuple[str, ...]] = {"train": (BEST, DEV_RESULTS), "evaluate": (RESULTS,)}
 """What a run that ended well has left, and others read."""
-KEPT = (BEST, DEV_RESULTS, RESULTS, "predictions.csv", "predictions-dev.csv", "tuning.csv")
+KEPT = (
+    *(BEST, DEV_RESULTS, RESULTS, DEV_FAILURES, FAILURES),
+    *("predictions.csv", "predictions-dev.csv", "tuning.csv"),
+)
 """Files of a run that have a checksum in ``done.json``, as far as they are there."""
 
 LIBRARIES = ("s3prl", "torch", "torchaudio", "numpy", "higher")

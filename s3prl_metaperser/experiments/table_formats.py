@@ -14,7 +14,15 @@ _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
     | {character: rf"\{character}" for character in "{}$&#_%"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}"}
-    | {"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "✓": r"\checkmark{}", "†": r"$\dagger$", "–": "--"}
+    | {
+        "±": r"$\pm$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "✓": r"\checkmark{}",
+        "†": r"$\dagger$",
+        "‡": r"$\ddagger$",
+        "–": "--",
+    }
 )
 
 
