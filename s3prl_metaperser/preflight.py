@@ -27,7 +27,10 @@ from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.preflight_upstream import check_upstream
-from s3prl_metaperser.yaml_text import LONGEST, read_yaml
+from s3prl_metaperser.yaml_text import DEEPEST, LONGEST, read_yaml
+
+LONGEST_OVERRIDE = 100_000
+"""Characters of ``-o``: a system takes about as many in one argument."""
 
 RUNNER_KEYS = (
     "total_steps",
@@ -248,6 +251,10 @@ def _apply_overrides(args: argparse.Namespace, config: Config) -> list[tuple[str
     given: list[tuple[str, tuple[str, str]]] = []
     if args.override is None or args.override.lower() == "none":
         return given
+    if len(args.override) > LONGEST_OVERRIDE:
+        raise MetaPerSERError(
+            f"-o has {len(args.override):,} characters; expected {LONGEST_OVERRIDE:,} at most: use -c"
+        )
     known = sorted(vars(args))
     for option in args.override.split(",,"):
         where = f"-o {option.strip()!r:.100}"
@@ -257,6 +264,8 @@ def _apply_overrides(args: argparse.Namespace, config: Config) -> list[tuple[str
             raise MetaPerSERError(
                 f"{where}: expected args.NAME=VALUE or config.KEY.KEY=VALUE, each with one '=', several joined by ',,'"
             )
+        if len(names) > DEEPEST:
+            raise MetaPerSERError(f"{where}: {len(names)} keys in each other; expected {DEEPEST} at most")
         text = values[0].strip()
         if len(text) > LONGEST:
             raise MetaPerSERError(f"{where}: a value of {len(text):,} characters; expected {LONGEST:,} at most")

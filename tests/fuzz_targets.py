@@ -33,13 +33,14 @@ from s3prl_metaperser.experiments.significance import compare
 from s3prl_metaperser.experiments.tables import write_tables
 from s3prl_metaperser.given_arguments import check_types
 from s3prl_metaperser.personalize.labels import read_labels, write_labels
+from s3prl_metaperser.results_file import merged, read_tuning
 from s3prl_metaperser.settings import SECTION, read_settings
 
 CONSTANT = 16 << 20
 """Bytes that a reader may take beyond ten times its input's."""
 
 JOINT = b"\n#####\n"
-"""Between the two files of a manifest."""
+"""Between the files of one input."""
 
 NASTY = [
     *(
@@ -308,11 +309,25 @@ RESULTS = "system,scenario,upstream,scope,test_annotator,episode,shots,queries,m
 )
 
 
+FAILURES = """system,scenario,upstream,scope,test_annotator,episode,shots,queries,diverged_at_step
+Entire-Few,seen,fbank,linear,E2,1,4,8,3
+"""
+TUNING = "system,lr,steps,miF1,chosen\nEntire-Few,0.1,5,40.1,False\nEntire-Few,0.01,50,41.25,True\n"
+
+
 def _results(data: bytes, folder: Path) -> None:
-    (folder / "results.csv").write_bytes(data)
+    names = ("results.csv", "failures.csv", "tuning.csv")
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for name, content in zip(names, data.split(JOINT), strict=False):
+        (folder / name).write_bytes(content)
     results = read_results(folder, "table1", {"E1": 1, "E2": 2})
     write_tables(results, folder / "tables", "table1")
     compare(results, "Meta-PerSER", ["Entire-Few"], resamples=20)
+    added = results.drop(columns=["fold", "diverged_at_step"])[:1]
+    assert len(merged(folder / "results.csv", added, added)) <= len(results)
+    if (folder / "tuning.csv").exists():
+        read_tuning(folder / "tuning.csv")
 
 
 def _configs() -> list[bytes]:
@@ -348,7 +363,12 @@ def targets() -> dict[str, Target]:
         ),
         Target("config", _config, [*configs, *bombs], config_words),
         Target("override", _override, overrides, _words(*(text.decode() for text in overrides))),
-        Target("results", _results, [RESULTS.encode()], _words(RESULTS)),
+        Target(
+            "results",
+            _results,
+            [JOINT.join(part.encode() for part in (RESULTS, FAILURES, TUNING)[:count]) for count in (1, 2, 3)],
+            _words(RESULTS, FAILURES, TUNING),
+        ),
     ]
     return {target.name: target for target in found}
 

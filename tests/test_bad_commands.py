@@ -204,6 +204,8 @@ RUN_DOWNSTREAM = [
     (f"{RUN} -o args.expdir=None,,args.expname=5", "args.expname is 5; expected text"),
     (f"{RUN} -o args.upstream_trainable=maybe", "args.upstream_trainable is 'maybe'; expected True or False"),
     (f"{RUN} -o config.a=0x{'F' * 3000}", "a value of 3,002 characters"),
+    (f"{RUN} -o config{'.a' * 40}=1", "40 keys in each other; expected 32 at most"),
+    (f"{RUN} -o config.a={'1' * 110_000}", "-o has 110,009 characters; expected 100,000 at most: use -c"),
     (f"{RUN} -o config.optimizer=5", "missing optimizer|'optimizer' should be a mapping"),
     (f"{RUN} -o config.runner.eval_dataloaders=5", "runner.eval_dataloaders' is 5"),
     (f"{RUN} -o config.downstream_expert=[1]", "should be a mapping"),
