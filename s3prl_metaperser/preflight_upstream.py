@@ -40,9 +40,8 @@ def check_upstream(args: argparse.Namespace, hub: ModuleType) -> None:
     Raises:
         MetaPerSERError: naming the flag.
     """
+    _check_hugging_face(args)
     if args.hub == "huggingface":
-        if args.upstream is None:
-            raise MetaPerSERError("no upstream given: with --hub huggingface, -u is the name of a repository")
         return
     known = upstream_names(hub)
     if args.upstream is None:
@@ -68,6 +67,30 @@ def check_upstream(args: argparse.Namespace, hub: ModuleType) -> None:
         raise MetaPerSERError(f"-u {args.upstream} needs the upstream's own config: give its path with -g")
     if model_config is not None and not Path(model_config).is_file():
         raise MetaPerSERError(f"-g {model_config}: no such file; expected the upstream's own config")
+
+
+def _check_hugging_face(args: argparse.Namespace) -> None:
+    """Refuse what s3prl does on the Hugging Face Hub by functions that have changed since: it would fail halfway."""
+    import huggingface_hub
+
+    version = huggingface_hub.__version__
+    if args.push_to_hf_hub and not hasattr(huggingface_hub.HfApi, "login"):
+        raise MetaPerSERError(
+            f"--push_to_hf_hub: s3prl logs in by a function that huggingface_hub {version} no longer has; train "
+            "without, and upload the folder with Hugging Face's own command"
+        )
+    if args.hub != "huggingface":
+        return
+    if args.upstream is None:
+        raise MetaPerSERError("no upstream given: with --hub huggingface, -u is the name of a repository")
+    try:
+        inspect.signature(huggingface_hub.snapshot_download).bind(args.upstream, None, use_auth_token=True)
+    except TypeError:
+        raise MetaPerSERError(
+            f"--hub huggingface: s3prl asks huggingface_hub {version} for the repository in a way it no longer takes; "
+            f"download it, and give its checkpoint with -u and -k, or transformers' models with -u hf_wav2vec2_custom "
+            "and the like"
+        ) from None
 
 
 def _nearest_upstreams(name: str, known: dict[str, Callable[..., Any]]) -> str:

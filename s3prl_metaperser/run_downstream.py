@@ -40,6 +40,7 @@ from typing import Any, NoReturn
 
 from s3prl_metaperser.atomic import UnwritableError
 from s3prl_metaperser.errors import EXIT_CODE, MetaPerSERError, exit_with
+from s3prl_metaperser.s3prl_errors import explained
 
 PROGRAM = "run_downstream"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -78,6 +79,11 @@ def main(sets_run_up_first: bool = True) -> None:
         if unwritable is None:
             raise
         raise exit_with(unwritable, PROGRAM) from None
+    except (IndexError, RuntimeError, ValueError) as error:
+        wrong_input = explained(error)
+        if wrong_input is None:
+            raise
+        raise exit_with(wrong_input, PROGRAM) from None
 
 
 def make_ready() -> None:

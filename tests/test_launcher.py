@@ -107,6 +107,8 @@ def launch(*arguments):
         ("-o config.runner.total_steps.a=1", "'total_steps' holds the value 2"),
         ("-o config.runner.max_keep=None", "missing runner.max_keep"),
         ("-o config.runner=None", "the key 'runner' is missing"),
+        ("--push_to_hf_hub True", "--push_to_hf_hub: s3prl logs in by a function that huggingface_hub"),
+        ("-u someone/model --hub huggingface", "--hub huggingface: s3prl asks huggingface_hub"),
         ("-m inference -t gone.wav", "-t gone.wav: no such file"),
     ],
 )
@@ -288,3 +290,21 @@ def test_the_launcher_resumes_from_a_checkpoint_that_torchs_safe_loader_refuses(
     assert ended.returncode == 0, ended.stderr
     assert f"Resume from {checkpoint}" in ended.stdout
     assert "deprecated" not in ended.stderr
+
+
+def test_a_layer_that_the_upstream_has_not(config, tmp_path, small_wavlm):
+    upstream = ["-u", "wavlm_local", "-k", small_wavlm, "-l", "7", "--device", "cpu"]
+    ended = launch("-m", "train", "-d", "example", *upstream, "-p", tmp_path / "run", "-c", config)
+    assert ended.returncode == 2
+    said = "run_downstream: error: -l 7: this upstream has 3 layers in hidden_states; expected 0 to 2"
+    assert ended.stderr.splitlines()[-1] == said
+    assert "Traceback" not in ended.stderr
+
+
+def test_weights_that_do_not_fit_the_upstream(checkpoint):
+    torch.save(torch.load(checkpoint, weights_only=True) | {"Featurizer": {"weights": torch.zeros(7)}}, checkpoint)
+    ended = launch("-m", "evaluate", "-e", checkpoint, "-t", "dev", "--device", "cpu")
+    assert ended.returncode == 2
+    said = f"run_downstream: error: {checkpoint}: its Featurizer does not fit -u fbank: Error(s) in loading state_dict"
+    assert ended.stderr.splitlines()[-1].startswith(said)
+    assert "Traceback" not in ended.stderr
