@@ -15,6 +15,7 @@ from s3prl_metaperser.checkpoints import (
     LISTENER,
     PARENT,
     PROVENANCE,
+    RATES_PREFIX,
     TRAINED_UPSTREAM,
     TRAINING,
     UPSTREAM_WEIGHTS,
@@ -31,8 +32,6 @@ from s3prl_metaperser.run_features import NOT_BOUND, RunFeatures
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.systems import TRAINED_ON
 from s3prl_metaperser.upstream.extraction import wanted_processes
-
-RATES_PREFIX = "learner.rates."
 
 
 class Network(ABC):

@@ -25,6 +25,7 @@ from s3prl_metaperser.checkpoints import (
     FEATURIZER,
     LISTENER,
     PARENT,
+    RATES_PREFIX,
     TRAINING,
     UPSTREAM,
     extra_state,
@@ -34,8 +35,6 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.fingerprint import fingerprint
 from s3prl_metaperser.settings import SECTION
 
-NOT_A_LISTENERS = "learner.rates."
-"""Tensors that only further meta-training or adaptation needs."""
 PARTS = (DOWNSTREAM, FEATURIZER, UPSTREAM)
 EXPERIMENT = "personal"
 """What s3prl calls a run of it; the file's own name may be a person's."""
@@ -87,7 +86,7 @@ def write_personal(
         parts = {DOWNSTREAM: moved.get(DOWNSTREAM, {}), FEATURIZER: whole.get(FEATURIZER, {})}
         if UPSTREAM in moved:
             parts[CHANGED_UPSTREAM] = moved[UPSTREAM]
-    downstream = {name: value for name, value in parts[DOWNSTREAM].items() if not name.startswith(NOT_A_LISTENERS)}
+    downstream = {name: value for name, value in parts[DOWNSTREAM].items() if not name.startswith(RATES_PREFIX)}
     content = {
         **parts,
         DOWNSTREAM: {**downstream, EXTRA_STATE: extra},
@@ -151,7 +150,7 @@ def completed(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
             "by now; put the checkpoint that was adapted back there, or adapt again (--standalone needs no parent)"
         )
     whole = {**parent[DOWNSTREAM], **checkpoint[DOWNSTREAM]}
-    own = {name: value for name, value in whole.items() if not name.startswith(NOT_A_LISTENERS)}
+    own = {name: value for name, value in whole.items() if not name.startswith(RATES_PREFIX)}
     filled = {**checkpoint, DOWNSTREAM: own}
     if parent.get(UPSTREAM):
         filled[UPSTREAM] = {**parent[UPSTREAM], **checkpoint.get(CHANGED_UPSTREAM, {})}
