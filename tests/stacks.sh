@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runner tests on the ends of what setup.py allows, each in a new environment that is removed afterwards.
+# The runner tests, and those of the pages, on the ends of what setup.py allows, each in a new environment that is removed afterwards.
 #
 #   tests/stacks.sh [newest|oldest] [REQUIREMENT ...]
 #
@@ -12,7 +12,10 @@
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-TESTS=(test_launcher.py test_runner.py test_personalize.py test_upstream_matrix.py test_ddp.py)
+TESTS=(
+    test_launcher.py test_runner.py test_personalize.py test_upstream_matrix.py test_ddp.py
+    test_calibration.py test_portrait.py
+)
 
 # The lower bounds of a wheel's requirements, extras left out, as constraints for pip.
 lower_bounds() {
@@ -41,7 +44,7 @@ run() (
     if [[ "$stack" = oldest ]]; then
         lower_bounds "$place"/*.whl >"$place/bounds"
     fi
-    "${pip[@]}" install --constraint "$place/bounds" "$place"/*.whl pytest tensorboard "$@"
+    "${pip[@]}" install --constraint "$place/bounds" "$place"/*.whl pytest tensorboard httpx httpx2 "$@"
     "$python" -m pip check
     "$python" -m pip freeze --exclude-editable | grep -Ei '^(s3prl|torch|torchaudio|huggingface.hub|transformers|numpy|pandas|scikit-learn|scipy|pydantic)(==| @)'
     if "$python" -c 'import s3prl.hub' 2>"$place/said"; then

@@ -13,6 +13,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import figures, report, significance, tables
 from s3prl_metaperser.experiments.table_formats import escape_latex, markdown
 from s3prl_metaperser.publishing.figures import write_figure
+from s3prl_metaperser.results_file import FAILURE_COLUMNS, RESULT_COLUMNS, read_episodes
 
 METRICS = ["maF1", "miF1", "UA"]
 
@@ -95,6 +96,21 @@ def test_a_system_of_which_episodes_failed_is_marked_and_they_count(tmp_path):
     assert "no emotion: A, seen: 1 of 2; C, seen: 1 of 1" in markdown(table)
     assert r"$\ddagger$ 15.0 $\pm$ 15.0" in (tmp_path / "t.tex").read_text()
     assert pd.read_csv(tmp_path / "t.csv")["failed"].tolist() == [1, 0, 1]
+
+
+def test_failures_are_of_the_episodes_beside_them_or_refused(tmp_path):
+    rows = results("A", [30.0, 0.0, 10.0], diverged=[None, 3, None])
+    paths = tmp_path / "results.csv", tmp_path / "failures.csv"
+    for path, columns in zip(paths, (RESULT_COLUMNS, FAILURE_COLUMNS), strict=True):
+        rows.dropna(subset=columns).to_csv(path, columns=columns, index=False)
+    assert read_episodes(*paths)["diverged_at_step"].tolist() == [pd.NA, 3, pd.NA]
+    named = paths[1].read_text().splitlines()
+    for faulty in ([*named, named[1]], [named[0], named[1].replace(",1,4,8,", ",7,4,8,")]):
+        paths[1].write_text("\n".join(faulty))
+        with pytest.raises(MetaPerSERError, match=r"failures\.csv: its episodes are not those of results\.csv"):
+            read_episodes(*paths)
+    paths[1].unlink()
+    assert read_episodes(*paths)["diverged_at_step"].isna().all()
 
 
 def test_upstreams_and_shots_are_never_averaged(tmp_path):
