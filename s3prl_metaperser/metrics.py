@@ -21,6 +21,10 @@ class Scores:
     """Mean over classes of the per-class binary accuracy: one minus the Hamming loss."""
 
 
+FAILED = Scores(0.0, 0.0, 0.0)
+"""Of an episode that has failed: no system gains by it, in any metric."""
+
+
 def decide(probabilities: np.ndarray) -> np.ndarray:
     """Decide for every emotion whose probability is above chance, 1/classes, strictly.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s3prl_metaperser.episodes import Episode
-from s3prl_metaperser.metrics import Scores, score
+from s3prl_metaperser.metrics import FAILED, Scores, score
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Prediction:
     """Predictions of episodes that share a batch.
 
     Attributes:
-        probabilities: (episodes, Q, classes).
+        probabilities: (episodes, Q, classes); not finite where adaptation diverged.
         support_losses: (steps,) of the adaptation, mean over the episodes; empty where nothing adapts.
     """
 
@@ -24,8 +24,14 @@ class Prediction:
     support_losses: np.ndarray
 
     def scores(self, episodes: Sequence[Episode]) -> list[Scores]:
-        """Score each of the episodes against its query's labels."""
-        return [score(own, episode.query.targets) for own, episode in zip(self.probabilities, episodes, strict=True)]
+        """Score each of the episodes against its query's labels; one whose adaptation diverged has failed, with 0.
+
+        Deciding for no emotion, as numbers that are none would, has a UA above that of most systems.
+        """
+        return [
+            score(own, episode.query.targets) if np.isfinite(own).all() else FAILED
+            for own, episode in zip(self.probabilities, episodes, strict=True)
+        ]
 
 
 def joined(parts: Sequence[Prediction]) -> Prediction:

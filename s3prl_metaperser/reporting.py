@@ -38,7 +38,7 @@ class EvaluatedEpisode:
     Attributes:
         episode: support and query.
         probabilities: (Q, classes); not finite where adaptation diverged.
-        scores: of the decisions; of deciding for no emotion where adaptation diverged.
+        scores: of the decisions; 0 where adaptation diverged.
         divergence: where adaptation left the finite numbers, if it did: the episode has failed.
     """
 
@@ -167,7 +167,7 @@ class Report:
         return {name: round(getattr(scores, name), 4) for name in METRICS}
 
     def _prediction_rows(self, one: EvaluatedEpisode) -> list[dict[str, object]]:
-        decisions = decide(one.probabilities)
+        decisions = decide(one.probabilities) & (one.divergence is None)
         return [
             self._run_cells(one.episode)
             | {
@@ -198,5 +198,5 @@ def summary_line(evaluated: Sequence[EvaluatedEpisode], system: str, split: str)
     values = {name: np.array([getattr(one.scores, name) for one in evaluated]) for name in METRICS}
     cells = "  ".join(f"{name} {value.mean():.1f} ± {value.std():.1f}" for name, value in values.items())
     failed = sum(one.divergence is not None for one in evaluated)
-    failures = f"; {failed} failed (they diverged, and count as deciding for no emotion)" if failed else ""
+    failures = f"; {failed} failed (they diverged, and score 0)" if failed else ""
     return f"[metaperser] {system} on {split} ({who}, {len(evaluated)} episodes): {cells}{failures}"

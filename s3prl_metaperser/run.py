@@ -94,6 +94,7 @@ class Run(Network):
         self._is_tuned = False
         self._tuning: Tuning | None = None
         self._dev_improved_at: int | None = None
+        self._passed_over = 0
         for role in ("dev", "test"):
             self.episodes(role)
         self._learn_expressed()
@@ -228,37 +229,60 @@ class Run(Network):
     ) -> Tensor:
         if not isinstance(batch, list):
             loss = minibatch_loss(self.learner, self.features, batch, dropout_seed)
-            if not bool(loss.isfinite()):
+            value = loss.item()
+            if not np.isfinite(value):
                 self._check_weights()
-                # s3prl takes no step on a gradient that is not a number.
                 tqdm.write("[metaperser] warning: the loss of this batch is not finite; it is passed over", sys.stderr)
-            records["loss"].append(loss.item())
-            return loss
+            records["loss"].append(value)
+            return self._finite_or_nothing(loss, value, batches_seen)
         share = own_share()
         progress = share.position(batches_seen) / (share.world * self._total_batches)
-        meta = self._episodes_loss(batch, progress)
-        records["query_loss"].append(meta.loss.item())
-        for step, value in enumerate(meta.support.tolist()):
-            records[f"support_loss/step{step}"].append(value)
-        return meta.loss
+        meta = self._episodes_loss(batch, progress, dropout_seed)
+        value = meta.loss.item()
+        records["query_loss"].append(value)
+        for step, support in enumerate(meta.support.tolist()):
+            records[f"support_loss/step{step}"].append(support)
+        return self._finite_or_nothing(meta.loss, value, batches_seen)
 
-    def _episodes_loss(self, episodes: Sequence[Episode], progress: float) -> MetaLoss:
+    def _finite_or_nothing(self, loss: Tensor, value: float, batches_seen: int) -> Tensor:
+        """Give a loss that spoils no other's gradient: a batch that is passed over adds nothing to its outer step.
+
+        Of a step that no batch is left of, the loss stays what it is: s3prl takes none on a gradient that is not a
+        number. With several processes none of them knows of the others', and nothing is added to theirs.
+        """
+        accumulated = int(self.arguments["runner"]["gradient_accumulate_steps"])
+        if batches_seen % accumulated == 0:
+            self._passed_over = 0
+        if np.isfinite(value):
+            return loss
+        self._passed_over += 1
+        if own_share().world == 1 and self._passed_over == accumulated:
+            return loss
+        learned = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
+        return torch.stack([(0.0 * parameter).sum() for parameter in learned]).sum()
+
+    def _episodes_loss(self, episodes: Sequence[Episode], progress: float, dropout_seed: int) -> MetaLoss:
         """Give the outer loss, without the episodes whose inner loops leave the finite numbers."""
-        query = self.settings.meta.query
-        meta = episodes_loss(self.learner, self.features, episodes, query, progress)
+
+        def of(some: Sequence[Episode]) -> MetaLoss:
+            # Each time from the start of dropout's draws: what is left is as if nothing else had been drawn.
+            seed_dropout(dropout_seed, self.learner.class_weights.device)
+            return episodes_loss(self.learner, self.features, some, self.settings.meta.query, progress)
+
+        meta = of(episodes)
         if _is_finite(meta):
             return meta
         self._check_weights()
         # Side by side losses are summed, so whose it was is found one by one; that is paid for only when it happens.
-        alone = [episodes_loss(self.learner, self.features, [episode], query, progress) for episode in episodes]
+        alone = [of([episode]) for episode in episodes]
         found = [
             find_divergence(episode, own.support.cpu().numpy(), bool(own.loss.isfinite()))
             for episode, own in zip(episodes, alone, strict=True)
         ]
         diverged = [one for one in found if one is not None]
         if not diverged:
-            # Each alone is finite, such as with another draw of dropout: it is the batch that s3prl passes over.
-            tqdm.write("[metaperser] warning: the outer loss is not finite; this step is passed over", sys.stderr)
+            # Each alone is finite, such as with another draw of dropout: it is the batch that is passed over.
+            tqdm.write("[metaperser] warning: the outer loss is not finite; it is passed over", sys.stderr)
             return meta
         named = "; ".join(_some(str(one) for one in diverged))
         if self.settings.meta.on_divergence == "stop":
@@ -268,8 +292,7 @@ class Run(Network):
             )
         tqdm.write(f"[metaperser] warning: {named}; training goes on without", file=sys.stderr)
         sound = [episode for episode, one in zip(episodes, found, strict=True) if one is None]
-        # Without any, the loss stays what it is: s3prl takes no step on a gradient that is not a number.
-        return episodes_loss(self.learner, self.features, sound, query, progress) if sound else meta
+        return of(sound) if sound else meta
 
     def _check_weights(self) -> None:
         """Stop where it is the model itself that has left the finite numbers: nothing would come of going on."""
@@ -331,7 +354,7 @@ class Run(Network):
         ):
             divergence = None if np.isfinite(probabilities).all() else self._where_it_diverged(episode)
             if divergence is not None:
-                tqdm.write(f"[metaperser] warning: {divergence}; it counts as deciding for no emotion", file=sys.stderr)
+                tqdm.write(f"[metaperser] warning: {divergence}; its scores are 0", file=sys.stderr)
             records["episodes"].append(EvaluatedEpisode(episode, probabilities, scores, divergence))
         if len(prediction.support_losses):
             records["support_losses"].append((len(batch), prediction.support_losses))

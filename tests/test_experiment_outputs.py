@@ -93,7 +93,7 @@ def test_a_system_of_which_episodes_failed_is_marked_and_they_count(tmp_path):
         tables.Cell("10.0 ± 0.0"),
         tables.Cell("†‡ 0.0 ± 0.0"),
     ]
-    assert "no emotion: A, seen: 1 of 2; C, seen: 1 of 1" in markdown(table)
+    assert "score 0: A, seen: 1 of 2; C, seen: 1 of 1" in markdown(table)
     assert r"$\ddagger$ 15.0 $\pm$ 15.0" in (tmp_path / "t.tex").read_text()
     assert pd.read_csv(tmp_path / "t.csv")["failed"].tolist() == [1, 0, 1]
 

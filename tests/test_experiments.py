@@ -271,7 +271,7 @@ def test_failed_runs_and_episodes_are_named_and_all_others_make_the_table(small_
     assert failures[list(RUN_COLUMNS)].to_numpy().tolist() == few[list(RUN_COLUMNS)].to_numpy().tolist()
     assert (failures["diverged_at_step"] > 0).all()
     assert re.search(r"\| Linear-Few +\| ‡ 0\.0 ± 0\.0", said.out)
-    note = "‡ Episodes in which adaptation diverged, counted as deciding for no emotion: Linear-Few, seen: 2 of 2; "
+    note = "‡ Episodes in which adaptation diverged, which score 0: Linear-Few, seen: 2 of 2; "
     for shown in (said.out, report, (tmp_path / "out/table1.tex").read_text().replace(r"$\ddagger$", "‡")):
         assert f"{note}Entire-Few, seen: 2 of 2" in shown
     failed = pd.read_csv(tmp_path / "out/table1.csv").set_index("system")["failed"]

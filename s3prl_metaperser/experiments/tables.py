@@ -20,7 +20,7 @@ HOW_TO_READ = (
     "test listener's K labelled clips and scores Q others; all systems see the same episodes."
 )
 ABOUT_REFERENCE = "Rows in italics are a reference, not one of the systems compared; they take no part in the bold."
-ABOUT_FAILED = "Episodes in which adaptation diverged, counted as deciding for no emotion: "
+ABOUT_FAILED = "Episodes in which adaptation diverged, which score 0: "
 CONDITION = ["upstream", "scope", "shots", "queries"]
 """Columns of results across which no mean is taken: each combination is a block of its own."""
 _CONDITION_TITLES = {"upstream": "{}", "scope": "scope {}", "shots": "K = {}", "queries": "Q = {}"}
