@@ -7,14 +7,12 @@ subcommand's own module imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser import __version__
-from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.errors import discard_output, told_in_a_line
 
 INTERRUPTED = 130
 """The exit code shells give to a program that was stopped by Ctrl-C."""
@@ -62,21 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = build_parser().parse_args(arguments)
     try:
-        code: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except MetaPerSERError as error:
-        raise exit_with(error) from None
+        with told_in_a_line():
+            code: int = parsed.run(parsed)
+            print(end="", flush=True)
     except KeyboardInterrupt:
         print("metaperser: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe (`metaperser config | head`) has gone; without this Python complains once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader of a pipe (`metaperser config | head`) has gone
         return 1
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise exit_with(MetaPerSERError(f"{error.filename!s:.60}…: {error.strerror}; expected a path")) from None
     return code
 
 

@@ -2,18 +2,39 @@
 
 Everything a user can get wrong (a path, a label file, a key, a checkpoint) raises :class:`MetaPerSERError`. Whoever
 holds the process (the command line, the launcher, the expert inside s3prl's runner) prints it as one line on stderr
-and exits with code 2; from Python it is an exception like any other.
+and exits with code 2; from Python it is an exception like any other. What the file system refuses, wherever it does so,
+ends in such a line as well: :func:`refusal`.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 EXIT_CODE = 2
+
+_MAY_NOT = "cannot be read or written", "get the right to it and to the folders above it, or name another path"
+_NO_ROOM = "cannot be written", "make room, or name a place on another disk"
+REFUSED = {
+    errno.EACCES: _MAY_NOT,
+    errno.EPERM: _MAY_NOT,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: ("cannot be written", "allow larger files (ulimit -f), or name a place on another disk"),
+    errno.EROFS: ("cannot be written", "name a place that can be"),
+    errno.EIO: ("cannot be read or written", "have the disk checked, or name a place on another"),
+    errno.ENAMETOOLONG: ("cannot be a path", "expected a path"),
+}
+"""What the file system says of files and folders that may not be used, of a full disk, and of no path at all: what that
+means, and how to mend it."""
+LONGEST_NAME = 200
+"""Characters of a path in an error."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,6 +42,16 @@ T = TypeVar("T")
 
 class MetaPerSERError(Exception):
     """Bad input. The message is one line: what was wrong, where, what was expected, how to mend it."""
+
+
+class UnreadableError(MetaPerSERError, OSError):
+    """A file that is there and cannot be read: nothing is known of what it holds, such as whether it is damaged."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror, str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be read ({self.strerror}); get the right to read it, or name another"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -58,6 +89,59 @@ def exit_with(error: MetaPerSERError, program: str = "metaperser") -> SystemExit
     return SystemExit(EXIT_CODE)
 
 
+def refusal(error: OSError) -> MetaPerSERError | None:
+    """Say in a line what the file system has refused.
+
+    Args:
+        error: as caught around a command.
+
+    Returns:
+        Our error; None where it is another error of the operating system, whose traceback is of use.
+    """
+    if error.errno not in REFUSED:
+        return None
+    fault, cure = REFUSED[error.errno]
+    place = str(error.filename if error.filename is not None else _without_name())
+    shown = place if len(place) <= LONGEST_NAME else f"{place[:LONGEST_NAME]}…"
+    return MetaPerSERError(f"{shown} {fault}: {error.strerror}; {cure}")
+
+
+def _without_name() -> str:
+    """Tell standard output, which keeps what it could not write, from files, whose errors have a name as a rule."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        discard_output()
+        return "standard output"
+    return "a file of this command"
+
+
+def discard_output() -> None:
+    """Send standard output nowhere: Python would try once more at exit to write what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def told_in_a_line(program: str = "metaperser") -> Iterator[None]:
+    """Turn bad input, and what the file system refuses, into one line on stderr and exit code 2.
+
+    Args:
+        program: the name the line begins with.
+
+    Raises:
+        SystemExit: with code 2.
+    """
+    try:
+        yield
+    except MetaPerSERError as error:
+        raise exit_with(error, program) from None
+    except OSError as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        raise exit_with(refused, program) from None
+
+
 def exits_on_bad_input(function: Callable[P, T]) -> Callable[P, T]:
     """Wrap an entry point that someone else's program calls: bad input becomes one line and exit code 2.
 
@@ -66,9 +150,7 @@ def exits_on_bad_input(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
+        with told_in_a_line():
             return function(*args, **kwargs)
-        except MetaPerSERError as error:
-            raise exit_with(error) from None
 
     return wrapped

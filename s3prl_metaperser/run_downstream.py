@@ -16,7 +16,8 @@ The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_d
 - ``-e FOLDER`` and ``-a`` pass over a newest ``states-STEP.ckpt`` that is cut off or does not match its checksums, say
   so, and take the one before; training renames it to ``damaged-states-STEP.ckpt``. The stock command takes the newest,
   and ends in torch's traceback if that is damaged: delete it then, and give the command again.
-- Disk full, or a folder that cannot be written: one line on stderr with exit code 2, and files as they were before.
+- Disk full, or a file or folder that may not be read or written: one line on stderr with exit code 2, and files as they
+  were before.
 - Bad input ends in one line on stderr with exit code 2, before anything is written: :mod:`s3prl_metaperser.preflight`.
 - Launched with several processes by ``torchrun`` or ``torch.distributed.launch``, it knows its rank as these give it
   today; s3prl's parser knows the flag as torch gave it before version 2.
@@ -26,7 +27,6 @@ The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_d
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import importlib.util
 import logging
@@ -38,13 +38,10 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from s3prl_metaperser.atomic import UnwritableError
-from s3prl_metaperser.errors import EXIT_CODE, MetaPerSERError, exit_with
+from s3prl_metaperser.errors import EXIT_CODE, exit_with, refusal, told_in_a_line
 from s3prl_metaperser.s3prl_errors import explained
 
 PROGRAM = "run_downstream"
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
-"""What the file system says of a full disk, a used-up quota, and files and folders that may not be written."""
 
 
 def main(sets_run_up_first: bool = True) -> None:
@@ -54,31 +51,18 @@ def main(sets_run_up_first: bool = True) -> None:
         sets_run_up_first: see :func:`s3prl_metaperser.preflight.check`.
     """
     make_ready()
-    try:
+    with told_in_a_line(PROGRAM):
         from s3prl_metaperser import preflight
         from s3prl_metaperser.distributed import with_local_rank
 
         sys.argv[1:] = preflight.check(with_local_rank(sys.argv[1:]), sets_run_up_first)
-    except MetaPerSERError as error:
-        raise exit_with(error, PROGRAM) from None
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        too_long = MetaPerSERError(f"{error.filename!s:.60}…: {error.strerror}; expected a path")
-        raise exit_with(too_long, PROGRAM) from None
 
     from s3prl.run_downstream import main as run_s3prl
 
     threading.excepthook = _end_with_thread
     try:
-        run_s3prl()
-    except MetaPerSERError as error:
-        raise exit_with(error, PROGRAM) from None
-    except OSError as error:
-        unwritable = _unwritable(error)
-        if unwritable is None:
-            raise
-        raise exit_with(unwritable, PROGRAM) from None
+        with told_in_a_line(PROGRAM):
+            run_s3prl()
     except (IndexError, RuntimeError, ValueError) as error:
         wrong_input = explained(error)
         if wrong_input is None:
@@ -115,17 +99,10 @@ def save_whole_checkpoints() -> None:
     torch.save = save_whole
 
 
-def _unwritable(error: OSError) -> MetaPerSERError | None:
-    """Tell what the file system has refused from any other error of the operating system."""
-    if error.errno not in UNWRITABLE:
-        return None
-    return UnwritableError(Path(error.filename or "a file of this run"), error)
-
-
 def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
     """End the process with one of its threads: TensorBoard's, when it cannot write, would be waited for without end."""
-    if isinstance(failed.exc_value, OSError) and (unwritable := _unwritable(failed.exc_value)) is not None:
-        exit_with(unwritable, PROGRAM)
+    if isinstance(failed.exc_value, OSError) and (refused := refusal(failed.exc_value)) is not None:
+        exit_with(refused, PROGRAM)
         os._exit(EXIT_CODE)
     threading.__excepthook__(failed)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from s3prl_metaperser.corpus.preparing import register_demo_corpus, register_readers
-from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.errors import told_in_a_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     register_readers(subparsers)
     register_demo_corpus(subparsers)
     parsed = parser.parse_args(arguments)
-    try:
+    with told_in_a_line("metaperser.prepare"):
         code: int = parsed.run(parsed)
-    except MetaPerSERError as error:
-        raise exit_with(error, "metaperser.prepare") from None
     return code
 
 
