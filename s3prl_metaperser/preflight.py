@@ -26,6 +26,7 @@ from s3prl_metaperser import configs, resuming, torch_files
 from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
+from s3prl_metaperser.optimization import check_optimization
 from s3prl_metaperser.preflight_upstream import check_upstream
 from s3prl_metaperser.yaml_text import DEEPEST, LONGEST, read_yaml
 
@@ -355,6 +356,7 @@ def _check_config(args: argparse.Namespace, config: Config) -> None:
     missing += [] if isinstance(config.get("optimizer"), dict) else ["optimizer"]
     if missing:
         raise MetaPerSERError(f"{where}: missing {', '.join(missing)}, which s3prl's runner needs to train")
+    check_optimization(config)
 
 
 def _check_experiment_folder(args: argparse.Namespace) -> None:

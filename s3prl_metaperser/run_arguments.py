@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.optimization import check_optimization
 from s3prl_metaperser.settings import Settings
 
 RUNNER_COUNTS = ("total_steps", "gradient_accumulate_steps", "log_step", "eval_step", "save_step", "max_keep")
+RUNNER_AMOUNTS = ("gradient_clipping", "evaluate_ratio")
 
 
 def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: str) -> None:
@@ -39,7 +42,7 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
         raise MetaPerSERError("system 'personal' is trained by `metaperser adapt`, not by -m train")
     if arguments["mode"] == "inference" and training == "annotators":
         raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
-    runner, optimizer = _section(arguments, "runner"), _section(arguments, "optimizer")
+    runner = _section(arguments, "runner")
     if runner.get("fp16"):
         raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
     if arguments.get("specaug"):
@@ -59,9 +62,12 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
         raise MetaPerSERError(f"config key 'runner.eval_dataloaders' names {unknown[0]!r}; expected dev or test")
     if evaluated == ["test", "dev"]:
         raise MetaPerSERError("config key 'runner.eval_dataloaders' must name dev before test, which it decides on")
-    lr = optimizer.get("lr", 0.0)
-    if not isinstance(lr, (int, float)):
-        raise MetaPerSERError(f"config key 'optimizer.lr' has the value {lr!r}: a number, in YAML such as 1.0e-3")
+    for key in RUNNER_AMOUNTS:
+        amount = runner.get(key, 1)
+        if isinstance(amount, bool) or not (isinstance(amount, (int, float)) and 0 < amount < math.inf):
+            raise MetaPerSERError(f"config key 'runner.{key}' has the value {amount!r:.40}: a number above 0")
+    if arguments["mode"] == "train":
+        check_optimization(arguments)
 
 
 def _section(arguments: Mapping[str, Any], name: str) -> Mapping[str, Any]:

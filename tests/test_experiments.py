@@ -259,7 +259,7 @@ def test_failed_runs_and_episodes_are_named_and_all_others_make_the_table(small_
     assert cli.main(table1(small_corpus, tmp_path / "out", "--scenario", "seen", settings=broken)) == 1
     said = capsys.readouterr()
     assert f"1 of {RUNS + 1} runs failed, 1 more need them" in said.err
-    assert re.search(r"seen/fold1/multi_few-train: ended with code 1: .*no attribute 'Adamm'.*log\.txt", said.err)
+    assert re.search(r"seen/fold1/multi_few-train: ended with code 2: .*no attribute 'Adamm'.*log\.txt", said.err)
     assert "Multi-Few, seen: fold 1 is missing, since a run failed." in said.out
     results = pd.read_csv(tmp_path / "out/results.csv")
     assert results["system"].drop_duplicates().tolist() == [one for one in SYSTEMS if one != "Multi-Few"] + [REFERENCE]
