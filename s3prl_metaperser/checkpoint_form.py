@@ -6,17 +6,25 @@ not mind a number where a name should be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from s3prl_metaperser import yaml_text
+
 MOST_VALUES = 1_000_000
 """Names and numbers beside tensors; a checkpoint of ten thousand annotators has twice as many as it has annotators."""
-DEEPEST = 20
+DEEPEST = 2 * yaml_text.DEEPEST
+"""A config file's own depth, and as much again by ``-o``."""
 MOST_PLACES = 8
 PLAIN = (str, int, float, bool, type(None))
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What would move a terminal's cursor, or cut a path, where it is shown."""
+NOT_WEIGHTS = ("best_score",)
+"""Of a downstream's tensors, those that no answer is computed from."""
 
 
 def state_fault(state: object, extra_key: str) -> str | None:
@@ -42,6 +50,59 @@ def state_fault(state: object, extra_key: str) -> str | None:
     return None
 
 
+def not_finite(state: Mapping[str, Any]) -> str | None:
+    """Name the first of a state's weights that are not finite, whose model would answer with what is no number.
+
+    Args:
+        state: as :func:`state_fault` has found nothing wrong with.
+    """
+    for name, value in state.items():
+        is_of_numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        if is_of_numbers and name not in NOT_WEIGHTS and not bool(value.isfinite().all()):
+            return name
+    return None
+
+
+def command_fault(arguments: object, config: object) -> str | None:
+    """Say what is wrong with the command line and the config that s3prl's runner keeps in a checkpoint, or None.
+
+    What is not there at all is told by whoever needs it.
+
+    Args:
+        arguments: a namespace.
+        config: a mapping; below its sections keys may be numbers, as in the YAML that it was read from.
+    """
+    for name, value in (("Args", getattr(arguments, "__dict__", {})), ("Config", config)):
+        if not isinstance(value, Mapping):
+            continue
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            return f"its {name} has the key {odd!r:.40}, which is no text"
+        fault = _plain_fault(value, PLAIN)
+        if fault is not None:
+            return f"its {name} holds {fault}"
+    return None
+
+
+def training_fault(checkpoint: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with what only training goes on from, its steps and its optimizer's state, or None."""
+    for name in ("Step", "Epoch"):
+        count = checkpoint.get(name, 0)
+        if type(count) is not int or count < 0:
+            return f"its {name} is {count!r:.40}; expected a whole number"
+    for name in ("Optimizer", "Scheduler"):
+        state = checkpoint.get(name)
+        if state is not None and not isinstance(state, Mapping):
+            return f"its {name} is a {type(state).__name__}, not an optimizer's state"
+    groups = (checkpoint.get("Optimizer") or {}).get("param_groups", [])
+    of_tensors = (checkpoint.get("Optimizer") or {}).get("state", {})
+    if not _is_list(groups, dict) or not all(_is_list(group.get("params"), int) for group in groups):
+        return "its Optimizer has param_groups that are no lists of parameters"
+    if not isinstance(of_tensors, Mapping) or not all(isinstance(own, Mapping) for own in of_tensors.values()):
+        return "its Optimizer has a state that is not of its parameters"
+    return None
+
+
 def _tensor_fault(tensor: Tensor) -> str | None:
     if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
         return "holds no numbers of its own"
@@ -50,8 +111,8 @@ def _tensor_fault(tensor: Tensor) -> str | None:
     return None
 
 
-def _plain_fault(value: object) -> str | None:
-    """Look through lists and mappings for what is neither those nor a plain value."""
+def _plain_fault(value: object, keys: tuple[type, ...] = (str,)) -> str | None:
+    """Look through lists and mappings, whose keys are of the given types, for what is neither those nor plain."""
     pending: list[tuple[object, int]] = [(value, 0)]
     seen = 0
     while pending:
@@ -60,8 +121,8 @@ def _plain_fault(value: object) -> str | None:
         if seen > MOST_VALUES or depth > DEEPEST:
             return "more than any run does"
         if isinstance(one, Mapping):
-            if not all(isinstance(key, str) for key in one):
-                return "something under a key that is no text"
+            if not all(isinstance(key, keys) for key in one):
+                return f"something under a key that is no {'text' if keys == (str,) else 'plain value'}"
             pending += [(below, depth + 1) for below in one.values()]
         elif isinstance(one, (list, tuple)):
             pending += [(below, depth + 1) for below in one]
@@ -84,9 +145,19 @@ def about_fault(contract: object, provenance: object, others: Mapping[str, Any])
     emotions = contract.get("emotions")
     if not _is_list(emotions, str) or len(emotions) < 2 or len(set(emotions)) < len(emotions):
         return f"says contract.emotions is {emotions!r:.80}; expected two or more different words"
-    for name, kind in (("annotators", str), ("kept_sessions", int)):
-        if not _is_list(provenance.get(name), kind):
-            return f"says provenance.{name} is {provenance.get(name)!r:.80}; expected a list of {kind.__name__}"
+    lists: tuple[tuple[str, object, type], ...] = (
+        ("contract.left_out", contract.get("left_out", []), str),
+        ("contract.heads", contract.get("heads", []), str),
+        ("provenance.annotators", provenance.get("annotators"), str),
+        ("provenance.kept_sessions", provenance.get("kept_sessions"), int),
+    )
+    for name, value, kind in lists:
+        if not _is_list(value, kind):
+            return f"says {name} is {value!r:.80}; expected a list of {kind.__name__}"
+    shown = (*emotions, *contract.get("left_out", []), *contract.get("heads", []))
+    odd = next((word for word in shown if CONTROL.search(word)), None)
+    if odd is not None:
+        return f"says {odd!r:.80}, which holds a control character"
     for name, value in (("provenance.corpus", provenance.get("corpus")), *others.items()):
         if not isinstance(value, str):
             return f"says {name} is {value!r:.80}; expected text"
@@ -98,7 +169,7 @@ def parent_fault(parent: object) -> str | None:
     if not isinstance(parent, Mapping) or not isinstance(parent.get("fingerprint"), str):
         return "names a parent without a fingerprint"
     places = parent.get("places")
-    if not _is_list(places, str) or not 2 <= len(places) <= MOST_PLACES:
+    if not _is_list(places, str) or not 2 <= len(places) <= MOST_PLACES or any(map(CONTROL.search, places)):
         return f"says parent.places is {places!r:.80}; expected paths"
     return None
 

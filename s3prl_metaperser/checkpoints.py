@@ -14,7 +14,7 @@ from zipfile import is_zipfile
 import torch
 
 from s3prl_metaperser import torch_files
-from s3prl_metaperser.checkpoint_form import about_fault, parent_fault, state_fault
+from s3prl_metaperser.checkpoint_form import about_fault, command_fault, not_finite, parent_fault, state_fault
 from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.episodes import Split, Task
 from s3prl_metaperser.errors import MetaPerSERError
@@ -164,14 +164,15 @@ def _shown(value: object) -> str:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return repr(value)
     more = f" and {len(value) - MOST_SHOWN} more" if len(value) > MOST_SHOWN else ""
-    return (", ".join(value[:MOST_SHOWN]) or "none") + more
+    return (", ".join(map(str, value[:MOST_SHOWN])) or "none") + more
 
 
 def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     """Give what a downstream state says of itself.
 
     Raises:
-        MetaPerSERError: when it says nothing, and so was not made by this downstream, or what no run has written.
+        MetaPerSERError: when it says nothing, and so was not made by this downstream, or what no run has written, and
+            when its weights are not finite.
     """
     extra = state.get(EXTRA_STATE)
     if not isinstance(extra, Mapping) or not {CONTRACT, PROVENANCE, TRAINING, UPSTREAM_WEIGHTS} <= extra.keys():
@@ -184,7 +185,16 @@ def extra_state(state: Mapping[str, Any], source: str) -> Mapping[str, Any]:
         fault = parent_fault(extra[PARENT])
     if fault is not None:
         raise MetaPerSERError(f"{source} was not written by a run of -d metaperser: its {DOWNSTREAM} {fault}")
+    _check_finite(state, DOWNSTREAM, source)
     return extra
+
+
+def _check_finite(state: Mapping[str, Any], part: str, source: str) -> None:
+    name = not_finite(state)
+    if name is not None:
+        raise MetaPerSERError(
+            f"{source}: its weights {name!r:.80} in {part} are not finite; train it again or use an older one"
+        )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -213,9 +223,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = checkpoint.get(DOWNSTREAM) if isinstance(checkpoint, dict) else None
     extra_state(state if isinstance(state, dict) else {}, f"checkpoint {path}")
     for part in (FEATURIZER, UPSTREAM, CHANGED_UPSTREAM):
-        fault = state_fault(checkpoint.get(part) or {}, EXTRA_STATE)
+        held = checkpoint.get(part)
+        if held is None:
+            continue
+        fault = state_fault(held, EXTRA_STATE)
         if fault is not None:
             raise MetaPerSERError(f"checkpoint {path} was not written by a run of -d metaperser: its {part} {fault}")
+        _check_finite(held, part, f"checkpoint {path}")
+    fault = command_fault(checkpoint.get("Args"), checkpoint.get("Config"))
+    if fault is not None:
+        raise MetaPerSERError(f"checkpoint {path} was not written by s3prl's runner: {fault}")
     return checkpoint
 
 
