@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from s3prl_metaperser import configs, resuming, torch_files
+from s3prl_metaperser.checkpoint_form import command_fault, training_fault
 from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
@@ -72,13 +73,18 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     args = parsed.namespace
     passed_on = list(arguments)
     saved: dict[str, Any] = {}
+    saved_config: Config = {}
 
     checkpoint_path, damaged = _past_experiment(args)
     if damaged:
         passed_on = [*_without_auto_resume(passed_on), "-e", str(checkpoint_path)]
     if checkpoint_path is not None:
         checkpoint = _load_checkpoint(checkpoint_path, "-e")
-        config = copy.deepcopy(checkpoint["Config"])
+        fault = training_fault(checkpoint) if args.mode == "train" else None
+        if fault is not None:
+            raise MetaPerSERError(f"-e {checkpoint_path}: cannot be trained on from: {fault}")
+        saved_config = checkpoint["Config"]
+        config = copy.deepcopy(saved_config)
         saved = {key: value for key, value in vars(checkpoint["Args"]).items() if key not in KEPT_ON_RESUME}
         args = argparse.Namespace(**{**vars(args), **saved, "init_ckpt": str(checkpoint_path)})
     else:
@@ -93,7 +99,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
 
     given = _apply_overrides(args, config)
     check_types(parsed.actions, args, f"-e {checkpoint_path}" if saved else "the command line")
-    check_trusted(saved, [name.removeprefix("args.") for name, _ in given], f"-e {checkpoint_path}")
+    by_hand = [name.removeprefix("args.") for name, _ in given]
+    check_trusted(saved, by_hand, f"-e {checkpoint_path}", config=saved_config)
     if any(literal != text for _, (text, literal) in given):
         # s3prl evaluates each value as Python. What it gets is a literal, of the value that is checked here.
         passed_on += ["-o", ",,".join(f"{name}={literal}" for name, (_, literal) in given)]
@@ -206,6 +213,9 @@ def _load_checkpoint(path: Path, flag: str) -> Config:
         raise MetaPerSERError(f"{flag} {path}: not a checkpoint of s3prl's runner, which holds Args and Config")
     if not isinstance(checkpoint.get("Config"), dict):
         raise MetaPerSERError(f"{flag} {path}: its Config is missing; expected a checkpoint of s3prl's runner")
+    fault = command_fault(checkpoint["Args"], checkpoint["Config"])
+    if fault is not None:
+        raise MetaPerSERError(f"{flag} {path}: not written by s3prl's runner: {fault}")
     return checkpoint
 
 
