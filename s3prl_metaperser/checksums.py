@@ -6,6 +6,7 @@ of their folder, in the format of ``sha256sum``, which checks it too (``sha256su
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_metaperser.atomic import replacing, write_text
-from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.errors import MetaPerSERError, UnreadableError
 
 KEY = "sha256"
 LIST = "checksums.sha256"
@@ -24,13 +25,25 @@ def of_file(path: Path) -> str:
     """Hash a file.
 
     Raises:
-        OSError: when it cannot be read.
+        UnreadableError: when it cannot be read, or is not there.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UnreadableError(path, error) from None
     return digest.hexdigest()
+
+
+def _of_file_if_there(path: Path) -> str | None:
+    try:
+        return of_file(path)
+    except UnreadableError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
 
 
 def _of_text(text: str) -> str:
@@ -75,10 +88,11 @@ class CheckedFolder:
         """Compare a file with its checksum; one that has none passes, as one does that is not there.
 
         Raises:
+            UnreadableError: when it or the list cannot be read.
             MetaPerSERError: when it is not what was written.
         """
         path, known = self.folder / name, self._known().get(name)
-        while known and path.exists() and of_file(path) not in known:
+        while known and (digest := _of_file_if_there(path)) and digest not in known:
             before, known = known, self._known().get(name)
             # Another process may have replaced the file, whose next checksum comes first, between the two looks.
             if known == before:
@@ -117,7 +131,9 @@ class CheckedFolder:
             lines = (self.folder / LIST).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError):
+        except OSError as error:
+            raise UnreadableError(self.folder / LIST, error) from None
+        except UnicodeDecodeError:
             raise self._damaged() from None
         known: dict[str, list[str]] = {}
         for line in lines:

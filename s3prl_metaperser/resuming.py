@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import glob
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser import torch_files
-from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.errors import MetaPerSERError, UnreadableError
 
 SET_ASIDE = "damaged-"
 """What the name of a damaged state begins with, once s3prl is not to find it any more."""
@@ -18,8 +20,11 @@ def states(folder: Path | str) -> list[Path]:
     """List ``states-STEP.ckpt`` as s3prl does, newest first.
 
     Raises:
+        UnreadableError: for a folder that is there and cannot be looked into.
         MetaPerSERError: for one without a step number, on which s3prl would fail.
     """
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise UnreadableError(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     found = [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/states-*.ckpt")]
     try:
         return sorted(found, key=lambda path: int(str(path).split("-")[-1].split(".")[0]), reverse=True)
@@ -39,12 +44,18 @@ def newest_sound(found: Sequence[Path]) -> tuple[Path, list[Path]]:
         The state, and the damaged ones that are newer.
 
     Raises:
+        UnreadableError: for one that cannot be read, before a sound one was found: it may be sound.
         MetaPerSERError: when all are damaged.
     """
     damaged: list[Path] = []
     reasons: list[str] = []
     for path in found:
-        reason = torch_files.damage(path)
+        try:
+            reason = torch_files.damage(path)
+        except UnreadableError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            continue  # another rank of the same training has just set it aside
         if reason is None:
             if damaged:
                 print(
@@ -54,7 +65,9 @@ def newest_sound(found: Sequence[Path]) -> tuple[Path, list[Path]]:
             return path, damaged
         damaged.append(path)
         reasons.append(f"checkpoint {path} is damaged ({reason})")
-    raise MetaPerSERError(f"{'; '.join(reasons)}: no sound checkpoint is left there; train again in another folder")
+    raise MetaPerSERError(
+        f"{'; '.join(reasons) or found[0].parent}: no sound checkpoint is left there; train again in another folder"
+    )
 
 
 def set_aside(damaged: Sequence[Path]) -> None:
@@ -70,3 +83,20 @@ def set_aside(damaged: Sequence[Path]) -> None:
             continue  # another rank of the same training has just done so
         except OSError as error:
             raise MetaPerSERError(f"checkpoint {path} is damaged and cannot be renamed: {error.strerror}") from None
+
+
+def refuse_used(folder: Path | str) -> None:
+    """Keep a training that begins anew from replacing what an earlier one has left, file by file.
+
+    Args:
+        folder: s3prl's expdir; it need not be there.
+
+    Raises:
+        MetaPerSERError: when a training has left a checkpoint in it.
+    """
+    found = [*states(folder), *Path(folder).glob("dev-best.ckpt")]
+    if found:
+        raise MetaPerSERError(
+            f"-p {folder}: holds an earlier training ({found[0].name}); go on with it by -a, give another "
+            "folder, or delete this one"
+        )

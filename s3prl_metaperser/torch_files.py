@@ -6,6 +6,7 @@ look at: https://pytorch.org/docs/stable/notes/serialization.html.
 
 from __future__ import annotations
 
+import errno
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 import torch
 
 from s3prl_metaperser.atomic import replacing
+from s3prl_metaperser.errors import UnreadableError
 
 DOS_FOLDER = 0x10
 """The bit of a zip record's attributes."""
@@ -53,11 +55,14 @@ def damage(path: Path) -> str | None:
     Returns:
         Such as ``record archive/data/3 does not match its checksum``; None where nothing is, or where the file is in
         torch's format before version 1.6, which has no checksums.
+
+    Raises:
+        UnreadableError: when the bytes cannot be read, so that nothing is known of them.
     """
     try:
+        with path.open("rb") as file:
+            is_old = file.read(1) == OLD_FORMAT
         if not is_zipfile(path):
-            with path.open("rb") as file:
-                is_old = file.read(1) == OLD_FORMAT
             return None if is_old else f"{path.stat().st_size} bytes, no torch file or only a part of one"
         with ZipFile(path) as archive:
             for record in archive.infolist():
@@ -65,6 +70,11 @@ def damage(path: Path) -> str | None:
                 if record.compress_type != ZIP_STORED or record.external_attr & DOS_FOLDER:
                     return f"record {record.filename} is marked as compressed or as a folder, which torch's never are"
             bad = archive.testzip()
-    except (BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zlib.error) as error:
+    except OSError as error:
+        # An offset before the file's begin, which only a damaged directory gives, is no valid argument of a seek.
+        if error.errno != errno.EINVAL:
+            raise UnreadableError(path, error) from None
+        return "its directory of records is damaged (an offset is outside of the file)"
+    except (BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         return f"its directory of records is damaged ({' '.join(str(error).split())})"
     return None if bad is None else f"record {bad} does not match its checksum"

@@ -6,7 +6,8 @@ name and renamed, named by what they hold, never changed afterwards. A process t
 which the kernel releases when the process ends, however it ends.
 
 Every row has a CRC-32 in its shard, which is compared when the row is first read: opening a cache reads none. A shard
-whose checksums do not match is deleted, and its clips are extracted again.
+whose checksums do not match is deleted, and its clips are extracted again. One that may not be read, in a cache that
+several users share, is no damaged one: it is named, and left as it is.
 """
 
 from __future__ import annotations
@@ -91,6 +92,37 @@ def naming_the_folder(folder: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """Map a shard, of which only what is then read comes from the disk.
+
+    Raises:
+        FileNotFoundError: when it is gone.
+        DamagedShardError: when it is no safetensors file.
+        MetaPerSERError: when it may not be read.
+    """
+    try:
+        with safe_open(shard, framework="pt") as file:
+            yield file
+    except SafetensorError:
+        raise DamagedShardError(shard) from None
+    except OSError as error:
+        # safetensors says of every file that it cannot open that it is not there.
+        fault = error
+        try:
+            shard.open("rb").close()
+        except FileNotFoundError:
+            raise
+        except OSError as of_opening:
+            fault = of_opening
+        if isinstance(fault, FileNotFoundError):
+            raise  # another process has just put it back
+        raise MetaPerSERError(
+            f"feature cache file {shard} cannot be read: {fault.strerror or fault}; have its owner let you read it, or "
+            "set downstream_expert.feature_cache or METAPERSER_CACHE to a folder of your own"
+        ) from None
+
+
 class FeatureCache:
     """Pooled clips of one upstream identity, on disk.
 
@@ -130,6 +162,8 @@ class FeatureCache:
             except DamagedShardError:
                 self.damaged.add(path)
                 continue
+            except FileNotFoundError:
+                continue  # another process has dropped it since the folder was listed
             self._places.update({audio: (path, row) for row, audio in enumerate(clips)})
             self._known_shards.add(path)
 
@@ -141,10 +175,10 @@ class FeatureCache:
         self._places = {audio: place for audio, place in self._places.items() if place[0] != shard}
         self._known_shards.discard(shard)
         self.damaged.discard(shard)
-        if not shard.exists():
-            return
         try:
             _check_all(shard)
+        except FileNotFoundError:
+            return
         except DamagedShardError as error:
             print(f"[metaperser] {error}", file=sys.stderr, flush=True)
             with naming_the_folder(self.folder):
@@ -221,14 +255,15 @@ def _clips_of(shard: Path) -> list[str]:
     """Read from a shard's header the SHA-256 of each clip.
 
     Raises:
+        FileNotFoundError: when it is gone.
         DamagedShardError: when it is no such file, or not of the clips that its name was made from.
     """
-    try:
-        with safe_open(shard, framework="pt") as file:
-            clips = json.loads(file.metadata()["audio"])
+    with _opened(shard) as file:
+        try:
+            clips: list[str] = json.loads(file.metadata()["audio"])
             is_sound = _shard_name(clips) == shard.name
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        is_sound = False
+        except (KeyError, TypeError, ValueError):
+            is_sound = False
     if not is_sound:
         raise DamagedShardError(shard)
     return clips
@@ -238,6 +273,7 @@ def _check_all(shard: Path) -> None:
     """Read a whole shard.
 
     Raises:
+        FileNotFoundError: when it is gone.
         DamagedShardError: when anything in it is not what was written.
     """
     places = [(shard, row) for row in range(len(_clips_of(shard)))]
@@ -267,7 +303,7 @@ class StoredRows:
         self._row_of = np.array([row for _, row in places], dtype=np.int64)
         self._shards = list(numbers)
         self._is_checked = np.zeros(len(places), dtype=bool)
-        with self._opened(0) as shard:
+        with self._mapped(0) as shard:
             first = shard.get_tensor(tensor)
             self._check(0, shard, first, np.zeros(1, dtype=np.int64))
             self.shape = torch.Size((len(places), *first.shape[1:]))
@@ -279,17 +315,14 @@ class StoredRows:
         return self.shape.numel() * self.dtype.itemsize
 
     @contextmanager
-    def _opened(self, number: int) -> Iterator[Any]:
-        """Map a shard, of which only what is then read comes from the disk.
-
-        It must not stay mapped: in the end all of it would count among the process's memory.
-        """
+    def _mapped(self, number: int) -> Iterator[Any]:
+        """Map a shard, which must not stay mapped: in the end all of it would count among the process's memory."""
         path = self._shards[number]
         with naming_the_folder(path.parent):
             try:
-                with safe_open(path, framework="pt") as shard:
+                with _opened(path) as shard:
                     yield shard
-            except (SafetensorError, FileNotFoundError):
+            except FileNotFoundError:
                 raise DamagedShardError(path) from None
 
     def _check(self, number: int, shard: Any, tensor: Tensor, asked: np.ndarray) -> None:
@@ -334,7 +367,7 @@ class StoredRows:
         by_shard = torch.from_numpy(order)
         rows_by_shard = torch.from_numpy(self._row_of[rows[order]])
         for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True):
-            with self._opened(number) as shard:
+            with self._mapped(number) as shard:
                 tensor = shard.get_tensor(self._tensor)
                 self._check(number, shard, tensor, rows[order[begin:end]])
                 wanted = tensor if part is None else tensor[:, part]
