@@ -54,6 +54,7 @@ from s3prl_metaperser.network import Network
 from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
+from s3prl_metaperser.resuming import refuse_used
 from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
 from s3prl_metaperser.training import episodes_loss, minibatch_loss
@@ -115,10 +116,12 @@ class Run(Network):
         """Keep the folder that is trained into from other processes; warn where nothing would be left to resume from.
 
         Raises:
-            MetaPerSERError: when another process trains into it.
+            MetaPerSERError: when another process trains into it, or has, and this run does not go on from a checkpoint.
         """
         if own_share().rank > 0:
             return
+        if self.arguments["init_ckpt"] is None and not self.arguments.get("auto_resume"):
+            refuse_used(self.report.folder)
         self.report.hold()
         if self.arguments["runner"]["max_keep"] < 2:
             print(

@@ -153,6 +153,19 @@ def test_a_misspelt_key_stops_the_launcher_before_anything_is_written(fbank):
     assert not (fbank.root / "never").exists()
 
 
+@pytest.mark.parametrize("program", [STOCK, LAUNCHER])
+def test_a_training_is_replaced_by_no_other(fbank, program):
+    place = fbank.root / "ssl"
+    kept = {path: path.read_bytes() for pattern in ("*.ckpt", "*.csv", "*.sha256") for path in place.glob(pattern)}
+    done = fbank.train("ssl", fbank.config("ssl_e_paper", {"total_steps": 2}), program=program, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        f"error: -p {place}: holds an earlier training (states-6.ckpt); go on with it by -a, give another folder, or "
+        "delete this one"
+    )
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
 def test_inference_names_the_emotions_of_one_file(fbank, small_corpus):
     clip = small_corpus / "audio/Ses01_00.wav"
     done = fbank.run("-m", "inference", "-e", fbank.root / "meta/dev-best.ckpt", "-t", clip, program=LAUNCHER)
