@@ -442,6 +442,45 @@ class TestWriting:
         assert "Input/output error" in self.refused(capsys, tmp_path, "--overwrite")
         assert tree(tmp_path) == before
 
+    @pytest.mark.parametrize("renames", [0, 1, 2])
+    def test_killed_anywhere_the_next_export_begins_with_what_was_there(self, tmp_path, capsys, monkeypatch, renames):
+        """A kill is stood for by renames, and a removal at the end, that do not come to pass any more."""
+        export(tmp_path)
+        before, rename, left = tree(tmp_path), Path.rename, [None] * renames
+        (tmp_path / "downstream/metaperser/model.py").write_text("edited")
+
+        class Killed(BaseException):
+            pass
+
+        def until_killed(path, target):
+            if not left:
+                raise Killed
+            left.pop()
+            return rename(path, target)
+
+        def killed(*args, **kwargs):
+            raise Killed
+
+        monkeypatch.setattr(Path, "rename", until_killed)
+        monkeypatch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            export(tmp_path, "--overwrite")
+        monkeypatch.undo()
+        assert len(list((tmp_path / "downstream").glob(".metaperser-*"))) == 1
+        capsys.readouterr()
+        assert "give --overwrite to replace it" in self.refused(capsys, tmp_path)
+        assert (tmp_path / "downstream/metaperser/model.py").read_text() == "edited" or renames == 2
+        assert export(tmp_path, "--overwrite") == 0
+        assert tree(tmp_path) == before
+
+    def test_a_users_folder_beside_it_is_no_killed_exports(self, tmp_path):
+        mine = (".metaperser-export-12345678/new/notes.txt", ".metaperser-export-12345678/old/expert.py")
+        for name in mine:
+            (tmp_path / "downstream" / name).parent.mkdir(parents=True)
+            (tmp_path / "downstream" / name).write_text("mine")
+        export(tmp_path)
+        assert all((tmp_path / "downstream" / name).read_text() == "mine" for name in mine)
+
     def test_the_folder_is_as_readable_as_others(self, tmp_path):
         export(tmp_path / "made")
         ordinary = tmp_path / "ordinary"
