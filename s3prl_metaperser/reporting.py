@@ -5,7 +5,7 @@ Their checksums are beside them, in ``checksums.sha256``: a file that was edited
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from s3prl_metaperser.results_file import (
     FAILURE_COLUMNS,
     RESULT_COLUMNS,
     merged,
+    probability_of,
+    read_failures,
+    read_predictions,
     read_results,
     read_tuning,
 )
@@ -64,9 +67,25 @@ class Report:
         self.upstream = upstream
         self.emotions = list(emotions)
         self._files = CheckedFolder(folder)
-        for path in folder.glob("results*.csv"):
-            self._files.check(path.name)
-            read_results(path)
+        self._check_files_there()
+
+    def _check_files_there(self) -> None:
+        """Refuse what this run could not add to, before it computes anything; other files of the folder are not ours.
+
+        Raises:
+            MetaPerSERError: naming the file.
+        """
+        readers: dict[str, Callable[[Path], object]] = {"tuning.csv": read_tuning}
+        for split in ("test", "dev"):
+            readers |= {
+                _name("results", split): read_results,
+                _name("predictions", split): lambda path: read_predictions(path, self.emotions),
+                _name("failures", split): read_failures,
+            }
+        for name, read in readers.items():
+            self._files.check(name)
+            if (self.folder / name).exists():
+                read(self.folder / name)
 
     def hold(self) -> None:
         """Keep other processes from training into the folder until this one ends, however it ends.
@@ -90,14 +109,13 @@ class Report:
         Returns:
             The path of the results file.
         """
-        suffix = "" if split == "test" else f"-{split}"
         rows = pd.DataFrame(
             [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated], columns=RESULT_COLUMNS
         )
         tables = {
-            f"results{suffix}.csv": rows,
-            f"predictions{suffix}.csv": pd.DataFrame([row for one in evaluated for row in self._prediction_rows(one)]),
-            f"failures{suffix}.csv": pd.DataFrame(
+            _name("results", split): rows,
+            _name("predictions", split): pd.DataFrame([row for one in evaluated for row in self._prediction_rows(one)]),
+            _name("failures", split): pd.DataFrame(
                 [
                     self._run_cells(one.episode) | {DIVERGED_AT: one.divergence.step}
                     for one in evaluated
@@ -111,7 +129,7 @@ class Report:
                 self._files.check(name)
             written = {name: merged(self.folder / name, table, rows) for name, table in tables.items()}
             self._files.replace({name: None if table.empty else _csv(table) for name, table in written.items()})
-        return self.folder / f"results{suffix}.csv"
+        return self.folder / _name("results", split)
 
     def write_tuning(self, tuning: Tuning) -> None:
         """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system.
@@ -176,7 +194,7 @@ class Report:
                 "predicted": self._names(decisions[row]),
             }
             | {
-                f"p_{emotion}": round(float(p), 6)
+                probability_of(emotion): round(float(p), 6)
                 for emotion, p in zip(self.emotions, one.probabilities[row], strict=True)
             }
             for row, utterance in enumerate(one.episode.query.utterances)
@@ -184,6 +202,10 @@ class Report:
 
     def _names(self, chosen: np.ndarray) -> str:
         return ";".join(emotion for emotion, one in zip(self.emotions, chosen, strict=True) if one)
+
+
+def _name(table: str, split: str) -> str:
+    return f"{table}.csv" if split == "test" else f"{table}-{split}.csv"
 
 
 def _csv(rows: pd.DataFrame) -> str:

@@ -25,6 +25,8 @@ FAILURE_COLUMNS = [*RUN_COLUMNS, DIVERGED_AT]
 SAME_RUN = ("system", "scenario", "upstream", "scope", "test_annotator", "shots", "queries")
 """Columns whose cells are those of one evaluation: given again, it takes its earlier rows' place."""
 _COUNTS = (*COUNT_COLUMNS, DIVERGED_AT)
+PREDICTION_COLUMNS = [*RUN_COLUMNS, "utterance", "labels", "predicted"]
+"""Followed by ``p_EMOTION`` for each emotion: its probability."""
 TUNING_COLUMNS = ("system", "lr", "steps", "chosen")
 
 
@@ -59,12 +61,45 @@ def read_episodes(results: Path, failures: Path) -> pd.DataFrame:
     episodes = read_results(results)
     if not failures.exists():
         return episodes.assign(**{DIVERGED_AT: pd.array([pd.NA] * len(episodes), dtype="Int64")})
-    failed = _read(failures, FAILURE_COLUMNS).astype({DIVERGED_AT: "Int64"})
+    failed = read_failures(failures).astype({DIVERGED_AT: "Int64"})
     if failed.duplicated(RUN_COLUMNS).any() or len(failed.merge(episodes[RUN_COLUMNS])) != len(failed):
         raise MetaPerSERError(
             f"{failures}: its episodes are not those of {results.name}; delete both, and run again what wrote them"
         )
     return episodes.merge(failed, how="left", on=RUN_COLUMNS)
+
+
+def read_failures(path: Path) -> pd.DataFrame:
+    """Read which episodes have failed, as they are.
+
+    Returns:
+        The columns :data:`FAILURE_COLUMNS`: text and integers.
+
+    Raises:
+        MetaPerSERError: naming file, line, column and value.
+    """
+    return _read(path, FAILURE_COLUMNS)
+
+
+def read_predictions(path: Path, emotions: Sequence[str]) -> pd.DataFrame:
+    """Read predictions, as categoricals over text.
+
+    Args:
+        path: of a ``predictions.csv``.
+        emotions: the classes, in order.
+
+    Returns:
+        The columns :data:`PREDICTION_COLUMNS` and each emotion's.
+
+    Raises:
+        MetaPerSERError: when it is no such table.
+    """
+    return read_csv(path, [*PREDICTION_COLUMNS, *(probability_of(emotion) for emotion in emotions)])
+
+
+def probability_of(emotion: str) -> str:
+    """Name the column of an emotion's probability."""
+    return f"p_{emotion}"
 
 
 def read_tuning(path: Path) -> pd.DataFrame:
