@@ -15,8 +15,9 @@ usage: ./run_downstream.sh SUBCOMMAND
           training that is killed and resumed; results go to result/demo-entire/ (under 3 minutes on 2 cores, with a
           small WavLM of random weights; another: --upstream wavlm_local --upstream-ckpt FILE --device cuda)
   reproduce IEMOCAP_ROOT [OPTION ...]
-          the paper's whole experiment: prepare IEMOCAP, all systems, Table 1, Table 2, Figure 2 and a report; for
-          example --upstream wavlm_base --device cuda --out result/wavlm_base (reproduce --help lists all options)
+          the paper's experiments: prepare IEMOCAP, all systems, Table 1, Table 2, Figure 2 and a report; for
+          example --upstream wavlm_base --device cuda --out result/wavlm_base; the upstream stays frozen without
+          --scope entire (reproduce --help lists all options)
   test    lint, format, types and tests
   setup   install only
 

@@ -111,3 +111,11 @@ def test_files_that_the_readme_names_exist():
     assert len(rooms) > 10
     for room in rooms:
         assert (README.parent / "s3prl_metaperser" / room).exists(), room
+
+
+@pytest.mark.parametrize("path", [README, *sorted((README.parent / "docs").glob("*.md"))], ids=lambda path: path.name)
+def test_a_table_ends_in_a_blank_line(path):
+    """Without one, the paragraph below becomes rows of the table."""
+    lines = path.read_text().splitlines()
+    after = [below for row, below in zip(lines, lines[1:], strict=False) if row.startswith("|")]
+    assert [below for below in after if below and not below.startswith("|")] == []

@@ -15,6 +15,7 @@ from pathlib import Path
 from s3prl_metaperser.errors import MetaPerSERError, exit_with
 from s3prl_metaperser.experiments.preparation import prepare
 
+NAME = "synthetic demo corpus"
 FOLDS = 2
 QUERIES = 64
 
@@ -86,8 +87,8 @@ def make_corpus(out: Path, seed: int) -> Path:
         unfinished = recordings.with_name(f"{recordings.name}.part")
         write_demo_corpus(unfinished, seed=seed, overwrite=True)
         unfinished.rename(recordings)
-    say(f"metaperser prepare iemocap {recordings} --out {corpus}")
-    prepare(recordings, corpus)
+    say(f"metaperser prepare iemocap {recordings} --name '{NAME}' --out {corpus}")
+    prepare(recordings, corpus, NAME)
     return corpus
 
 

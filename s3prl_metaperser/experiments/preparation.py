@@ -7,7 +7,7 @@ from pathlib import Path
 from s3prl_metaperser.errors import MetaPerSERError
 
 
-def prepare(root: Path, folder: Path, name: str = "IEMOCAP") -> None:
+def prepare(root: Path, folder: Path, name: str) -> None:
     """Prepare recordings in IEMOCAP's layout, unless that has been done.
 
     Args:
