@@ -175,6 +175,11 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
         kept_sessions=kept_sessions,
         left_out=left_out | _without_rows(annotators, kept, train_rows | dev_rows | test_rows),
     )
+    if scenario == "unseen" and len(np.unique(session)) == 1:
+        raise MetaPerSERError(
+            f"corpus {corpus.name!r} is all of one session, so scenario unseen has no recordings to keep from training; "
+            "give its clips sessions (the column session of `metaperser prepare table`), or use scenario seen"
+        )
     for role, tasks in (("train", split.train), ("choose (dev)", split.dev), ("test", split.test)):
         if not tasks:
             raise MetaPerSERError(

@@ -255,3 +255,10 @@ def test_too_few_labels_say_how_many_there_are(corpus):
 def test_impossible_splits_are_refused(corpus, scenario, fold, change, expected):
     with pytest.raises(MetaPerSERError, match=expected):
         make_split(corpus, scenario, fold, dataclasses.replace(FEW, **change))
+
+
+def test_a_corpus_of_one_session_has_no_unseen_recordings(corpus):
+    one = dataclasses.replace(corpus, annotations=corpus.annotations.assign(session=1))
+    with pytest.raises(MetaPerSERError, match="is all of one session, .* or use scenario seen"):
+        make_split(one, "unseen", 1, FEW)
+    make_split(one, "seen", 1, FEW)
