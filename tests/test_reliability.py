@@ -1,9 +1,12 @@
 """Hard to break: what is damaged is named and made again or refused, what is killed goes on, what is full says so."""
 
+import ctypes
 import fcntl
 import os
 import random
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,12 +22,14 @@ from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 from workshop import LAUNCHER, Workshop, same_weights
 
-from s3prl_metaperser import configs, torch_files
+from s3prl_metaperser import cli, configs, resuming, run_downstream, torch_files
 from s3prl_metaperser.atomic import hold, remove_leftovers, write_text
 from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.corpus.manifest import load_corpus, write_corpus
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.runs import Run, Upstream
+from s3prl_metaperser.reporting import Report
+from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
 from s3prl_metaperser.upstream.features import cached_features
 from s3prl_metaperser.upstream.pooling import PooledUpstream
@@ -135,6 +140,124 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@contextmanager
+def bound_by_file_modes():
+    """This thread, even of root, may read and write only what file modes allow it to."""
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    given = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, given) == 0
+    fewer = (ctypes.c_uint32 * 6)(*given)
+    fewer[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those in effect
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, given) == 0
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder beside one that may not be searched, where this process is."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    (tmp_path / "table.csv").write_text("audio,annotator,emotions\na.wav,me,sad\n")
+    folder.chmod(0)
+    with bound_by_file_modes():
+        yield folder
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "metaperser predict --checkpoint locked/x.ckpt --device cpu locked/a.wav",
+        "metaperser adapt --checkpoint locked/x.ckpt --labels locked/mine.csv --out new.ckpt",
+        "metaperser labels --corpus locked/corpus --annotator E1 --out new.csv",
+        "metaperser portrait --corpus locked/corpus --out new.html",
+        "metaperser prepare table table.csv --out locked/new",
+        "metaperser prepare iemocap locked --out new",
+        "metaperser demo-corpus --out locked/new",
+        "metaperser link-s3prl --s3prl locked",
+        "metaperser export-s3prl locked",
+        "metaperser experiment table1 --corpus locked/corpus -u fbank_no_cmvn --out new",
+        "run_downstream -m train -d metaperser -u fbank_no_cmvn --device cpu -c locked/a.yaml -p new",
+        "run_downstream -m train -d metaperser -u wavlm_local -k locked/x.pt --device cpu -c ssl_e -p new",
+        "run_downstream -m train -d metaperser -u fbank_no_cmvn --device cpu -c ssl_e -p locked/new",
+        "run_downstream -m evaluate -e locked/states-2.ckpt --device cpu",
+        "run_downstream -m evaluate -e locked --device cpu",
+    ],
+)
+def test_what_may_not_be_searched_is_named_in_a_line(locked, capfd, monkeypatch, line):
+    program, *arguments = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments) if program == "metaperser" else run_downstream.main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"{program}: error: ")
+    assert said.count("\n") == 1
+    assert "locked" in said
+    assert {path.name for path in locked.parent.iterdir()} == {"locked", "table.csv"}
+
+
+def test_a_standard_output_that_is_full_is_named_in_a_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "s3prl_metaperser.cli", "config"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("metaperser: error: standard output cannot be written: No space left on device;")
+    assert ended.stderr.count("\n") == 1
+
+
+class TestWhatMayNotBeReadIsNotDamaged:
+    """It may be sound: it is named, and left as it is."""
+
+    def test_a_checkpoint(self, tmp_path, capfd, monkeypatch):
+        for step in (2, 4):
+            torch_files.save({"step": step}, tmp_path / f"states-{step}.ckpt")
+        newest = tmp_path / "states-4.ckpt"
+        newest.chmod(0)
+        arguments = ["run_downstream", "-m", "train", "-e", str(tmp_path), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with bound_by_file_modes(), pytest.raises(SystemExit, match="2"):
+            run_downstream.main()
+        assert f"error: {newest} cannot be read (Permission denied)" in capfd.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["states-2.ckpt", "states-4.ckpt"]
+
+    def test_a_checkpoint_that_another_rank_has_set_aside(self, tmp_path):
+        torch_files.save({"step": 2}, tmp_path / "states-2.ckpt")
+        found = [tmp_path / "states-4.ckpt", *resuming.states(tmp_path)]
+        assert resuming.newest_sound(found) == (tmp_path / "states-2.ckpt", [])
+
+    def test_a_shard_of_a_shared_cache(self, tmp_path, pooled, audio):
+        read_all(tmp_path, pooled, audio)
+        (shard,) = tmp_path.rglob("shard-*.safetensors")
+        whole = shard.read_bytes()
+        shard.chmod(0)
+        named = re.escape(f"feature cache file {shard} cannot be read: Permission denied; ")
+        with bound_by_file_modes(), pytest.raises(MetaPerSERError, match=f"{named}.*METAPERSER_CACHE"):
+            read_all(tmp_path, pooled, audio)
+        shard.chmod(0o600)
+        assert shard.read_bytes() == whole
+
+    def test_a_shard_that_is_dropped_while_the_folder_is_listed(self, tmp_path, pooled, audio, capfd):
+        as_extracted = read_all(tmp_path, pooled, audio)
+        (shard,) = tmp_path.rglob("shard-*.safetensors")
+        (shard.parent / f"shard-{'0' * 20}.safetensors").symlink_to("gone")  # listed, and not there when it is opened
+        capfd.readouterr()
+        assert torch.equal(read_all(tmp_path, pooled, audio), as_extracted)
+        assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize("name", ["results.csv", "checksums.sha256"])
+    def test_results(self, tmp_path, name):
+        folder = CheckedFolder(tmp_path)
+        folder.replace({"results.csv": "system,miF1\n"})
+        (tmp_path / name).chmod(0)
+        with bound_by_file_modes(), pytest.raises(MetaPerSERError, match=rf"{name} cannot be read \(Permission denied"):
+            folder.check("results.csv")
+
+
 def test_what_a_killed_writer_has_left_is_removed_and_what_another_writes_is_not(tmp_path):
     path = tmp_path / "results.csv"
     killed, writing, young = (tmp_path / f".results.csv.{name}.part" for name in ("killed_1", "writing1", "young__1"))
@@ -200,6 +323,22 @@ class TestResults:
             "where a name is changed, its checksum is of a file that is not there"
         )
         assert all(str(tmp_path) in line for line in named)
+
+    @pytest.mark.parametrize(
+        "name", ["results.csv", "predictions-dev.csv", "failures.csv", "failures-dev.csv", "tuning.csv"]
+    )
+    def test_what_a_run_could_not_add_to_stops_it_at_its_start(self, tmp_path, small_corpus, name):
+        """Edited, or never written by a run; what else there is in the folder is the user's own."""
+        settings = read_settings({"corpus": str(small_corpus)})
+        (tmp_path / "results_notes.csv").write_text("mine")
+        Report(tmp_path, settings, "fbank_no_cmvn", ["sad", "angry"])
+        (tmp_path / name).write_text("note\nmine\n")
+        with pytest.raises(MetaPerSERError, match=rf"{name}:1: unknown column 'note'"):
+            Report(tmp_path, settings, "fbank_no_cmvn", ["sad", "angry"])
+        CheckedFolder(tmp_path).replace({name: "as it was\n"})
+        (tmp_path / name).write_text("edited\n")
+        with pytest.raises(MetaPerSERError, match=rf"{name} is not what was written there"):
+            Report(tmp_path, settings, "fbank_no_cmvn", ["sad", "angry"])
 
     def test_killed_anywhere_while_it_replaces_each_file_is_one_of_the_two(self, tmp_path, monkeypatch):
         folder, rename = CheckedFolder(tmp_path), os.replace
