@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from s3prl_metaperser.errors import MetaPerSERError, suggest
@@ -41,8 +41,20 @@ Precision = Literal["float32", "bfloat16"]
 Backend = Literal["analytic", "higher", "checkpointed"]
 OnDivergence = Literal["skip", "stop"]
 
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _no_switch(value: Any) -> Any:
+    """Refuse true and false, which Python takes for 1 and 0, and YAML for yes and no."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+Switch = Annotated[bool, Field(strict=True)]
+Int = Annotated[int, Field(strict=True)]
+PositiveInt = Annotated[Int, Field(ge=1, le=1_000_000)]
+Float = Annotated[float, BeforeValidator(_no_switch)]
+"""Also of text such as ``1e-3``, which YAML does not take for a number."""
+Rate = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
 
 Steps = PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)]
 Rates = Rate | Annotated[list[Rate], Field(min_length=1)]
@@ -61,7 +73,7 @@ class DataSettings:
     """Number of groups the external annotators are dealt into; None: one annotator a fold, or 5 groups above 12."""
     test_annotator: str | None = None
     """Name of the test annotator; chooses the fold in which it is tested, over ``fold``."""
-    test_sessions: list[int] | None = None
+    test_sessions: list[Int] | None = None
     """Sessions kept for the test annotator in the unseen scenario; None: the corpus's last session."""
 
 
@@ -73,9 +85,9 @@ class EpisodeSettings:
     """K, labelled clips to adapt on."""
     queries: PositiveInt = 128
     """Q, clips to evaluate on; never among the K."""
-    number: PositiveInt = 10
+    number: Annotated[Int, Field(ge=1, le=10_000)] = 10
     """Episodes per annotator, each with its own draw."""
-    seed: int | None = None
+    seed: Int | None = None
     """Seed of the draws; None: the runner's ``--seed``."""
 
 
@@ -88,15 +100,15 @@ class ModelSettings:
     (``mean_std``, much memory with many layers) or of each layer (``mean_std_per_layer``)."""
     projector_dim: PositiveInt = 256
     """Width between the two linear layers."""
-    standardize: bool = True
+    standardize: Switch = True
     """Bring each feature dimension to mean 0, deviation 1 over the training utterances; false is the paper's model."""
     activation: Activation = "none"
     """Between the two linear layers."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Share of the dimensions between the two layers that training leaves out; nothing is left out at evaluation."""
-    naming: bool = False
+    naming: Switch = False
     """The two layers say what is expressed, and a small matrix, which a listener's labels adapt, what it is called."""
-    class_balanced: bool = True
+    class_balanced: Switch = True
     """Weigh classes by the inverse of their effective number (paper section 2.1); false: all alike."""
 
 
@@ -122,7 +134,7 @@ class MultiTaskSettings:
 class AnnealingSettings:
     """Derivative annealing (paper section 2.3.3, MAML++ section 4)."""
 
-    fraction: Annotated[float, Field(ge=0, le=1)] = 0.3
+    fraction: Annotated[Float, Field(ge=0, le=1)] = 0.3
     """The first part that uses first-order gradients only."""
     over: AnnealingOver = "inner_steps"
     """Part of what: each inner loop's steps (the paper's words) or the whole of training (MAML++)."""
@@ -146,7 +158,7 @@ class MetaSettings:
     """How many examples the outer loss sees when ``query`` is not ``combined``; None: as many as ``shots``."""
     annealing: AnnealingSettings | None = AnnealingSettings()
     """None: second order throughout."""
-    lslr: bool = True
+    lslr: Switch = True
     """Learn a rate for each tensor and inner step; false: ``inner_lr`` throughout."""
     inner_lr: Rate = 0.1
     """The inner loop's rate, or the value LSLR's rates start from."""
@@ -169,7 +181,7 @@ class EntireSettings:
     end, which s3prl's own upstreams never train either."""
     not_adapted: list[str] = dataclasses.field(default_factory=list)
     """Patterns of the upstream's tensors that the outer loop trains and the inner loop leaves as they are."""
-    chunk_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    chunk_seconds: Annotated[Float, Field(gt=0, allow_inf_nan=False)] = 32.0
     """Audio that goes through the upstream at once, at most (a longer clip goes alone); less takes less memory."""
 
 

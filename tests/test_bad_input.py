@@ -59,6 +59,11 @@ CONFIGS = {
         {"meta": {"backend": "checkpointed"}, "model": {"dropout": 0.5}},
         ["meta.backend", "model.dropout: 0", "higher"],
     ),
+    "yes for a count": ({"episodes": {"shots": True}}, ["episodes.shots", "True", "valid integer"]),
+    "text for a count": ({"episodes": {"number": "3"}}, ["episodes.number", "'3'", "valid integer"]),
+    "more episodes than any": ({"episodes": {"number": 1_000_000}}, ["episodes.number", "10000"]),
+    "yes for a rate": ({"meta": {"inner_lr": True}}, ["meta.inner_lr", "True", "a number, not true or false"]),
+    "text for a switch": ({"meta": {"lslr": "no"}}, ["meta.lslr", "'no'", "valid boolean"]),
     "no such corpus": ({"corpus": "nowhere"}, ["nowhere"]),
 }
 
