@@ -84,16 +84,30 @@ def test_knowing_a_listeners_habit_pays(seed):
     assert np.mean(habit) > np.mean(latent) + 0.25 > np.mean(constant) + 0.25
 
 
-def test_a_folder_in_use_is_left_alone_unless_told(tmp_path, monkeypatch):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(MetaPerSERError, match="--overwrite"):
-        write_demo_corpus(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+def test_sessions_are_replaced_when_told_and_only_those_of_a_demo_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "_UTTERANCES", {1: 4, 5: 40})
-    (tmp_path / "Session1" / "stale").mkdir(parents=True)
-    write_demo_corpus(tmp_path, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["Session1", "Session5", "notes.txt"]
-    assert not (tmp_path / "Session1" / "stale").exists()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(MetaPerSERError, match="holds no demo corpus; give a folder that is new or empty"):
+        write_demo_corpus(tmp_path)
+    (tmp_path / "Session1").mkdir()
+    (tmp_path / "Session1/mine.wav").write_text("a recording")
+    with pytest.raises(MetaPerSERError, match="holds no demo corpus"):
+        write_demo_corpus(tmp_path, overwrite=True)
+    assert (tmp_path / "Session1/mine.wav").read_text() == "a recording"
+
+    demo = tmp_path / "demo"
+    write_demo_corpus(demo)
+    (demo / "notes.txt").write_text("mine")
+    (demo / "Session1" / "stale").mkdir()
+    with pytest.raises(MetaPerSERError, match="pass --overwrite to replace the demo corpus there"):
+        write_demo_corpus(demo)
+    write_demo_corpus(demo, overwrite=True)
+    assert sorted(path.name for path in demo.iterdir()) == ["Session1", "Session5", "demo-corpus.txt", "notes.txt"]
+    assert not (demo / "Session1" / "stale").exists()
+    (demo / "Session5").rename(tmp_path / "elsewhere")
+    (demo / "Session5").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MetaPerSERError, match="Session5: is a link"):
+        write_demo_corpus(demo, overwrite=True)
 
 
 def test_a_file_or_a_negative_seed_is_refused(tmp_path):

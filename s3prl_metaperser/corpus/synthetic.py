@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.corpus.emotions import EMOTIONS, OTHER
 from s3prl_metaperser.errors import MetaPerSERError
 
@@ -113,6 +114,13 @@ class _Speaker:
     level: float  # dB
 
 
+MARKER = "demo-corpus.txt"
+"""The file by which a folder of this corpus is told from one of real recordings in the same layout."""
+_ABOUT = (
+    "A synthetic demo corpus, made by `metaperser demo-corpus`: its sessions may be made again, with --overwrite.\n"
+)
+
+
 @dataclass
 class _Utterance:
     name: str
@@ -131,29 +139,47 @@ def write_demo_corpus(out: Path, seed: int = 0, overwrite: bool = False) -> None
     Args:
         out: the folder to make; afterwards it is a SOURCE for ``metaperser prepare iemocap``.
         seed: draws voices, recordings, listeners and labels.
-        overwrite: replace the sessions that are already there; other files in ``out`` stay.
+        overwrite: replace the sessions of a demo corpus that is already there; other files in ``out`` stay.
 
     Raises:
-        MetaPerSERError: ``out`` is not empty and ``overwrite`` is not set, or it can't be written to.
+        MetaPerSERError: ``out`` is not empty and ``overwrite`` is not set, holds sessions that are no demo corpus's, or
+            can't be written to.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise MetaPerSERError(f"{out}: is a file; expected a folder to write the demo corpus to")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise MetaPerSERError(f"{out}: is not empty; pass --overwrite to replace the demo corpus there")
+    _check_place(out, overwrite)
     if seed < 0:
         raise MetaPerSERError(f"--seed is {seed}; expected 0 or a positive integer")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".demo-corpus.", dir=out) as temporary:
             _write_sessions(Path(temporary), seed)
-            for session in _UTTERANCES:
-                target = out / f"Session{session}"
+            write_text(out / MARKER, _ABOUT)
+            for target in _sessions(out):
                 if target.exists():
                     shutil.rmtree(target)
                 os.replace(Path(temporary) / target.name, target)
     except OSError as error:
         raise MetaPerSERError(f"{out}: the demo corpus cannot be written there ({error.strerror})") from None
+
+
+def _sessions(out: Path) -> list[Path]:
+    return [out / f"Session{session}" for session in _UTTERANCES]
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    """Find that nothing would be replaced that is no demo corpus."""
+    if out.exists() and not out.is_dir():
+        raise MetaPerSERError(f"{out}: is a file; expected a folder to write the demo corpus to")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / MARKER).is_file():
+        if not overwrite or any(os.path.lexists(session) for session in _sessions(out)):
+            raise MetaPerSERError(f"{out}: is not empty, and holds no demo corpus; give a folder that is new or empty")
+    elif not overwrite:
+        raise MetaPerSERError(f"{out}: is not empty; pass --overwrite to replace the demo corpus there")
+    for session in _sessions(out):
+        if session.is_symlink():
+            raise MetaPerSERError(f"{session}: is a link; remove it, or give another folder")
 
 
 def _write_sessions(root: Path, seed: int) -> None:
