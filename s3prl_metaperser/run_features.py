@@ -182,10 +182,10 @@ class RunFeatures:
         return cached_features(cache, FileHashes(place, root), pooled, audio, pooled.device, progress=progress)
 
     def _cache_folder(self) -> Path:
-        chosen = Path(self.settings.feature_cache).expanduser()
-        # Whoever only listens may be on another machine than the one whose folder the training's config names.
-        elsewhere = self.arguments["mode"] == "inference" and not chosen.is_dir()
-        return default_cache() if self.settings.feature_cache == "auto" or elsewhere else chosen
+        # Whoever only listens has a checkpoint's config, which may be another's, and is not to say what is written.
+        if self.settings.feature_cache == "auto" or self.arguments["mode"] == "inference":
+            return default_cache()
+        return Path(self.settings.feature_cache).expanduser()
 
     def _identity(self, pooled: PooledUpstream, cache: Path) -> UpstreamIdentity:
         featurizer = pooled.featurizer

@@ -52,6 +52,13 @@ def write_small_corpus(folder: Path, per_session: int = 12, sessions: int = 5) -
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_users_own(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAPERSER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory) -> Path:
     return write_small_corpus(tmp_path_factory.mktemp("small") / "corpus")

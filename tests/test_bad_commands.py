@@ -260,6 +260,7 @@ def unchanged(place, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(place)
     monkeypatch.setenv("HOME", str(place))
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cached"))
+    monkeypatch.delenv("METAPERSER_CACHE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.getbasetemp()))
