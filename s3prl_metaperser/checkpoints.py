@@ -38,6 +38,8 @@ RATES_FIELDS = ("scope", "adapts", "left_out", "inner_steps", "lslr")
 """Parts of the contract that only the inner loop's rates depend on."""
 HEADS_FIELDS = ("heads",)
 """Parts of the contract that only Multi-Few's heads depend on."""
+UPSTREAM_FIELDS = ("upstream_dim",)
+"""Parts of the contract that are known once s3prl has made the upstream."""
 MOST_SHOWN = 12
 
 
@@ -85,7 +87,14 @@ class Contract:
     lslr: bool
     heads: list[str]
 
-    def check(self, found: Mapping[str, Any], source: str, with_rates: bool, with_heads: bool) -> None:
+    def check(
+        self,
+        found: Mapping[str, Any],
+        source: str,
+        with_rates: bool,
+        with_heads: bool,
+        with_upstream: bool,
+    ) -> None:
         """Compare with the contract found in a checkpoint.
 
         Args:
@@ -93,11 +102,13 @@ class Contract:
             source: names the checkpoint in the error.
             with_rates: whether the inner loop's rates are taken too, or the model only.
             with_heads: whether annotators' heads are taken too.
+            with_upstream: whether what is said of the upstream here is what s3prl has made.
 
         Raises:
             MetaPerSERError: naming the first thing that differs.
         """
-        ignored = (() if with_rates else RATES_FIELDS) + (() if with_heads else HEADS_FIELDS)
+        considered = ((RATES_FIELDS, with_rates), (HEADS_FIELDS, with_heads), (UPSTREAM_FIELDS, with_upstream))
+        ignored = {name for fields, is_used in considered if not is_used for name in fields}
         for name, value in asdict(self).items():
             if name not in ignored and found.get(name) != value:
                 raise MetaPerSERError(

@@ -114,28 +114,42 @@ class Network(ABC):
             )
         return None if self.settings.init_from is None else read_checkpoint(Path(self.settings.init_from))
 
-    def load_initial_weights(self, state: Mapping[str, Any]) -> None:
-        """Take model and standardisation, and nothing else, from a checkpoint's downstream state."""
-        if self.training == LISTENER:
-            # What s3prl itself is to load as soon as it has the downstream.
-            return
+    def check_initial_weights(self, state: Mapping[str, Any], with_upstream: bool = True) -> None:
+        """Refuse a downstream state of ``init_from`` that this run must not or cannot start from.
+
+        Args:
+            state: of the checkpoint.
+            with_upstream: whether this run knows what s3prl has made of ``-u``.
+
+        Raises:
+            MetaPerSERError: when it has seen what this run is judged on, or is another model's.
+        """
         source = f"checkpoint {self.settings.init_from}"
-        trained = self._accept(state, source, with_rates=False)[TRAINING]
+        trained = self._accept(state, source, with_rates=False, with_upstream=with_upstream)[TRAINING]
         if trained == LISTENER:
             raise MetaPerSERError(f"{source} is one listener's; start from the checkpoint that it was adapted from")
         if trained == "annotators" and self.training != "annotators":
             raise MetaPerSERError(
                 f"{source} has a head for each annotator and no classifier to start from; use one of SSL-E"
             )
+
+    def load_initial_weights(self, state: Mapping[str, Any]) -> None:
+        """Take model and standardisation, and nothing else, from a checkpoint's downstream state."""
+        if self.training == LISTENER:
+            # What s3prl itself is to load as soon as it has the downstream.
+            return
+        self.check_initial_weights(state)
         kept = ("model.", "standardization.")
         own = {name.removeprefix("learner."): tensor for name, tensor in state.items() if name.startswith("learner.")}
-        with weights_fit(source):
+        with weights_fit(f"checkpoint {self.settings.init_from}"):
             self.learner.load_state_dict({k: v for k, v in own.items() if k.startswith(kept)}, strict=False)
 
-    def _accept(self, state: Mapping[str, Any], source: str, with_rates: bool) -> Mapping[str, Any]:
+    def _accept(
+        self, state: Mapping[str, Any], source: str, with_rates: bool, with_upstream: bool
+    ) -> Mapping[str, Any]:
         extra = extra_state(state, source)
         with_heads = self.training == extra[TRAINING] == "annotators"
-        self.contract.check(extra[CONTRACT], source, with_rates, with_heads)
+        self.contract.check(extra[CONTRACT], source, with_rates, with_heads, with_upstream)
         self._check_provenance(extra[PROVENANCE], source)
         self.of_upstream.expect_weights(extra[UPSTREAM_WEIGHTS], source)
         if (
@@ -149,25 +163,38 @@ class Network(ABC):
             )
         return extra
 
-    def fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a checkpoint's downstream state against this run, and leave out what this system does not use.
+    def check_weights(self, state: Mapping[str, Any], with_upstream: bool = True) -> None:
+        """Refuse a downstream state that ``-e`` or ``-i`` gives this run, and that it must not or cannot take.
+
+        Args:
+            state: of the checkpoint.
+            with_upstream: whether this run knows what s3prl has made of ``-u``.
 
         Raises:
             MetaPerSERError: when it belongs to another upstream, emotion set or model, or lacks this system's weights.
         """
         source = f"checkpoint {self.arguments.get('init_ckpt')}"
-        if PARENT in extra_state(state, source):
-            state = completed({DOWNSTREAM: dict(state)}, Path(self.arguments["init_ckpt"]))[DOWNSTREAM]
-        trained = self._accept(state, source, with_rates=self.training == "episodes")[TRAINING]
+        trained = self._accept(state, source, self.training == "episodes", with_upstream)[TRAINING]
         if self.training not in (trained, "nothing"):
             raise MetaPerSERError(
                 f"{source} was trained on {trained}, but system {self.settings.system!r} needs one trained on "
                 f"{self.training}; to start from its weights use downstream_expert.init_from"
             )
-        if self.learner.needs_upstream and self.learner.rates is None and self.training == "episodes":
-            raise MetaPerSERError(f"{source} cannot be loaded before the upstream is known: {NOT_BOUND}")
         if self.training == "nothing" and trained == "annotators":
             raise MetaPerSERError(f"{source} is Multi-Few's, whose heads fit no other system; leave -e and -i out")
+
+    def fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a checkpoint's downstream state against this run, and leave out what this system does not use.
+
+        Raises:
+            MetaPerSERError: as :meth:`check_weights` does.
+        """
+        source = f"checkpoint {self.arguments.get('init_ckpt')}"
+        if PARENT in extra_state(state, source):
+            state = completed({DOWNSTREAM: dict(state)}, Path(self.arguments["init_ckpt"]))[DOWNSTREAM]
+        self.check_weights(state)
+        if self.learner.needs_upstream and self.learner.rates is None and self.training == "episodes":
+            raise MetaPerSERError(f"{source} cannot be loaded before the upstream is known: {NOT_BOUND}")
         own_rates = self.learner.rates is not None
         return {name: value for name, value in state.items() if own_rates or not name.startswith(RATES_PREFIX)}
 

@@ -24,9 +24,10 @@ import torch
 
 from s3prl_metaperser import configs, resuming, torch_files
 from s3prl_metaperser.checkpoint_form import command_fault, training_fault
-from s3prl_metaperser.checkpoints import read_checkpoint
+from s3prl_metaperser.checkpoints import DOWNSTREAM, read_checkpoint
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
+from s3prl_metaperser.network import Network
 from s3prl_metaperser.optimization import check_optimization
 from s3prl_metaperser.preflight_upstream import check_upstream
 from s3prl_metaperser.yaml_text import DEEPEST, LONGEST, read_yaml
@@ -48,6 +49,9 @@ RUNNER_KEYS = (
 
 KEPT_ON_RESUME = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 """The arguments that s3prl does not replace by the checkpoint's when it resumes from one."""
+
+UNKNOWN_DIM = 1
+"""Stands for the upstream's feature dimension, which is known when s3prl has made it."""
 
 Config = dict[str, Any]
 
@@ -111,10 +115,10 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     _check_device(args.device)
     _check_config(args, config)
     _check_experiment_folder(args)
-    if args.downstream == "metaperser" and args.init_ckpt is not None:
-        read_checkpoint(Path(args.init_ckpt))
-    if args.downstream == "metaperser" and sets_run_up:
-        _check_run(args, config)
+    if args.downstream == "metaperser":
+        loaded = None if args.init_ckpt is None else read_checkpoint(Path(args.init_ckpt))
+        if sets_run_up:
+            _check_run(args, config, loaded)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")
     if args.mode == "train":
@@ -330,16 +334,28 @@ def _check_initial_checkpoint(args: argparse.Namespace) -> None:
         raise MetaPerSERError(f"-i {path}: made with -u {made_with}, but this run has -u {args.upstream}; use the same")
 
 
-def _check_run(args: argparse.Namespace, config: Config) -> None:
-    """Set the run up as the expert will, all but the upstream: settings, corpus, split, episodes, ``init_from``."""
+def _check_run(args: argparse.Namespace, config: Config, loaded: Config | None) -> None:
+    """Set the run up as the expert will, all but the upstream: settings, corpus, split, episodes, checkpoint.
+
+    Args:
+        args: the command line.
+        config: the config.
+        loaded: the checkpoint of ``-e`` or ``-i``; else it is that of ``init_from`` that must be one for this run.
+    """
     from s3prl_metaperser.inference import Inference
     from s3prl_metaperser.run import Run
 
     section, given = config.get("downstream_expert"), {**config, **vars(args)}
+    network: Network
     if args.mode == "inference":
-        Inference(section, 1, given).initial_checkpoint()
-        return
-    Run(section, 1, Path(args.expdir or f"result/downstream/{args.expname}"), given).initial_checkpoint()
+        network = Inference(section, UNKNOWN_DIM, given)
+    else:
+        network = Run(section, UNKNOWN_DIM, Path(args.expdir or f"result/downstream/{args.expname}"), given)
+    initial = network.initial_checkpoint()
+    if loaded is not None:
+        network.check_weights(loaded[DOWNSTREAM], with_upstream=False)
+    elif initial is not None:
+        network.check_initial_weights(initial[DOWNSTREAM], with_upstream=False)
 
 
 def _check_device(device: str) -> None:

@@ -23,6 +23,8 @@ LONG = "n" * 300
 MODEL = "--checkpoint whole.ckpt --device cpu"
 TABLE1 = "experiment table1 --corpus corpus --out new --scenario seen --set downstream_expert.data.min_annotations=4"
 RUN = "-m train -d metaperser -u fbank_no_cmvn --device cpu -c good.yaml -p run"
+EXPERT = "config.downstream_expert"
+START = f"{EXPERT}.init_from=whole.ckpt"
 
 FILES = {
     "mine.csv": "audio,emotions\ncorpus/audio/Ses01_00.wav,sad\n",
@@ -216,6 +218,14 @@ RUN_DOWNSTREAM = [
         "projector_dim' has the value 1000000000000",
     ),
     (f"{RUN} -o config.downstream_expert.init_from=mine.csv", "mine.csv is not a readable torch file"),
+    (f"{RUN} -o {START},,{EXPERT}.fold=2", "whole.ckpt was trained or chosen on labels of E2, whom this run tests on"),
+    (f"{RUN} -o {START} -v fold2", "whole.ckpt was trained or chosen on labels of E2, whom this run tests on"),
+    (
+        f"{RUN} -o {START},,{EXPERT}.scenario=unseen,,{EXPERT}.episodes.shots=1,,{EXPERT}.episodes.queries=1",
+        "whole.ckpt was trained on recordings of session 5, which this run keeps for the test",
+    ),
+    (f"{RUN} -o {START},,{EXPERT}.model.pooling=mean_std", "pooling 'mean', this run has 'mean_std'"),
+    (f"{RUN} -o {START} -u fbank", "made with upstream 'fbank_no_cmvn', this run has 'fbank'"),
     (f"{RUN} -c bomb.yaml", "bomb.yaml:5: more than 10,000 values"),
     (f"{RUN} -c python.yaml", "python.yaml:1: not valid YAML: could not determine a constructor"),
     (f"{RUN} -c nested.yaml", "nested.yaml:1: more than 32 levels"),
@@ -233,6 +243,8 @@ RUN_DOWNSTREAM = [
     ("-m evaluate -e states --device cpu", "states"),
     ("-m evaluate -e whole.ckpt --device cpu -o args.upstream=fbnk", "-u fbnk: s3prl has no such upstream"),
     ("-m evaluate -e whole.ckpt --device cpu -o config.downstream_expert.fold=99", "fold 99 does not exist"),
+    (f"-m evaluate -e whole.ckpt --device cpu -o {EXPERT}.fold=2", "trained or chosen on labels of E2"),
+    (f"-m evaluate -e whole.ckpt --device cpu -o {EXPERT}.model.naming=True", "naming False, this run has True"),
     ("-m inference -e whole.ckpt --device cpu -t empty", "-t empty: no such file"),
     (f"{RUN} -m inference -t note.wav", "give -e CHECKPOINT"),
 ]
