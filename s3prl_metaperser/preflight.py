@@ -29,6 +29,7 @@ from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.network import Network
 from s3prl_metaperser.optimization import check_optimization
+from s3prl_metaperser.preflight_processes import check_processes
 from s3prl_metaperser.preflight_upstream import check_upstream
 from s3prl_metaperser.yaml_text import DEEPEST, LONGEST, read_yaml
 
@@ -112,7 +113,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     check_upstream(args, hub)
     if args.init_ckpt is not None and checkpoint_path is None:
         _check_initial_checkpoint(args)
-    _check_device(args.device)
+    _check_device(args.device, args.local_rank)
     _check_config(args, config)
     _check_experiment_folder(args)
     if args.downstream == "metaperser":
@@ -358,17 +359,25 @@ def _check_run(args: argparse.Namespace, config: Config, loaded: Config | None) 
         network.check_initial_weights(initial[DOWNSTREAM], with_upstream=False)
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, local_rank: int | None = None) -> None:
     try:
-        kind = torch.device(device).type
+        chosen = torch.device(device)
     except RuntimeError:
         raise MetaPerSERError(f"--device {device}: not a device of torch; expected cpu, cuda or cuda:NUMBER") from None
-    if kind == "meta":
+    if chosen.type == "meta":
         raise MetaPerSERError(f"--device {device}: computes nothing; expected cpu, cuda or cuda:NUMBER")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if local_rank is not None:
+        check_processes(chosen, local_rank)
+    if chosen.type != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise MetaPerSERError(
             f"--device {device} (s3prl's default is cuda): torch finds no CUDA device here; add --device cpu"
         )
+    gpus = torch.cuda.device_count()
+    if chosen.index is not None and chosen.index >= gpus:
+        found = "cuda:0" if gpus == 1 else f"cuda:0 to cuda:{gpus - 1}"
+        raise MetaPerSERError(f"--device {device}: torch finds no such CUDA device here, only {found}")
 
 
 def _check_config(args: argparse.Namespace, config: Config) -> None:

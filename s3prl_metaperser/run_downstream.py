@@ -51,7 +51,9 @@ def main(sets_run_up_first: bool = True) -> None:
         sets_run_up_first: see :func:`s3prl_metaperser.preflight.check`.
     """
     make_ready()
-    with told_in_a_line(PROGRAM):
+    from s3prl_metaperser.preflight_processes import said_once
+
+    with told_in_a_line(PROGRAM), said_once():
         from s3prl_metaperser import preflight
         from s3prl_metaperser.distributed import with_local_rank
 

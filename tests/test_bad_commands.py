@@ -245,6 +245,7 @@ RUN_DOWNSTREAM = [
     ("-m evaluate -e whole.ckpt --device cpu -o config.downstream_expert.fold=99", "fold 99 does not exist"),
     (f"-m evaluate -e whole.ckpt --device cpu -o {EXPERT}.fold=2", "trained or chosen on labels of E2"),
     (f"-m evaluate -e whole.ckpt --device cpu -o {EXPERT}.model.naming=True", "naming False, this run has True"),
+    (f"{RUN} --local_rank 0", "--local_rank 0: only for processes that torchrun has started, which sets RANK"),
     ("-m inference -e whole.ckpt --device cpu -t empty", "-t empty: no such file"),
     (f"{RUN} -m inference -t note.wav", "give -e CHECKPOINT"),
 ]

@@ -1,6 +1,7 @@
 """Training on two processes, launched as s3prl's documentation says: the same training as on one.
 
-s3prl means two GPUs. Here are two processes on the CPU, so that what it hard-codes for CUDA is patched, and only that.
+s3prl means two GPUs. Here are two processes on the CPU, so that what it hard-codes for CUDA, and our refusal for that
+reason, is patched, and only that.
 """
 
 import os
@@ -25,7 +26,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from s3prl_metaperser.run_downstream import install_stand_ins, main
 install_stand_ins()
 from s3prl.downstream import runner
+from s3prl_metaperser import preflight
 
+preflight._check_device = lambda device, local_rank: None
 torch.cuda.set_device = lambda device: None
 runner.DDP = lambda module, device_ids, **settings: DistributedDataParallel(module, **settings)
 
@@ -196,3 +199,24 @@ def test_one_rank_fills_the_feature_cache_for_both(meta_linear, small_corpus):
     seen = [meta_linear.recorded("two", rank)["clips"] for rank in (0, 1)]
     real = [sorted(length for length in own if length in lengths) for own in seen]
     assert sorted(real, key=len) == [[], lengths]
+
+
+def test_two_ranks_without_a_gpu_each_are_refused_in_one_line(tmp_path):
+    """Rank 0 says it, and none of them is killed before it has ended with code 2."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    apart = ["--log-dir", ".", "--redirects", "3"]
+    run = ["-m", "s3prl_metaperser.run_downstream", "-m", "train", "-d", "metaperser", "-u", "fbank_no_cmvn"]
+    flags = ["--device", "cpu", "--backend", "gloo", "-c", "ssl_e_paper", "-p", "run"]
+    ended = subprocess.run(
+        [sys.executable, *torchrun, *apart, *run, *flags],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_SECONDS,
+    )
+    first, other = (next(tmp_path.glob(f"*/attempt_0/{rank}/stderr.log")).read_text() for rank in (0, 1))
+    assert first.startswith("run_downstream: error: torchrun has started 2 processes here")
+    assert (first.count("\n"), other) == (1, "")
+    assert "exitcode  : 2" in ended.stderr
+    assert not (tmp_path / "run").exists()

@@ -180,6 +180,45 @@ def test_every_upstream_of_s3prl_is_known_and_nothing_else():
     assert not names.keys() & {"options", "Path", "torch", "os", "load_and_convert_fairseq_ckpt"}
 
 
+GPUS = [
+    # GPUs, processes, --device, refused because
+    (0, 2, "cpu", "torchrun has started 2 processes here, .* torch finds no CUDA device; .* --device cpu"),
+    (0, 1, "cuda", "torchrun has started 1 process here, .* torch finds no CUDA device; .* --device cpu"),
+    (2, 2, "cpu", "--device cpu: torchrun has started 2 processes here, .* leave --device out"),
+    (2, 2, "cuda:0", "--device cuda:0: torchrun has started 2 processes here, .* give --device cuda$"),
+    (2, 4, "cuda", "4 processes here, .* torch finds 2; start --nproc_per_node 2 at most"),
+    (2, 1, "cuda:1", "--device cuda:1: torchrun has started 1 process here"),
+    (1, None, "cuda:7", "--device cuda:7: torch finds no such CUDA device here, only cuda:0$"),
+    (3, None, "cuda:3", "only cuda:0 to cuda:2$"),
+    (2, 2, "cuda", None),
+    (4, 2, "cuda", None),
+    (1, 1, "cuda:0", None),
+    (3, None, "cuda:2", None),
+    (1, None, "cuda", None),
+    (0, None, "cpu", None),
+]
+
+
+@pytest.mark.parametrize(("gpus", "processes", "device", "refused"), GPUS)
+def test_a_gpu_for_each_process_and_none_that_is_not_there(config, monkeypatch, gpus, processes, device, refused):
+    """Every process of a machine says the same: one that went on alone would wait for the others for ever."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    place = {"RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in (place | {"LOCAL_WORLD_SIZE": str(processes)}).items() if processes else ():
+        monkeypatch.setenv(name, value)
+    said = set()
+    for rank in range(processes or 1):
+        flags = f"--device {device}" + (f" --local_rank {rank}" if processes else "")
+        if refused is None:
+            check(config, flags)
+            continue
+        with pytest.raises(MetaPerSERError, match=refused) as caught:
+            check(config, flags)
+        said.add(str(caught.value))
+    assert len(said) == (refused is not None)
+
+
 class TestCheckpoints:
     def test_resuming_takes_the_arguments_from_the_checkpoint(self, checkpoint):
         arguments = ["-m", "train", "-e", str(checkpoint.parent), "--device", "cpu"]
