@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import inspect
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from s3prl_metaperser.downloads import not_downloaded
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
 NO_FRAMES = ("mos_prediction",)
@@ -20,6 +22,9 @@ NOT_CALLABLE = ("ast", "byol_a", "passt")
 PACKAGES = {"espnet_hubert": "espnet2", "pase": "pase", "ssast": "timm", "vggish": "resampy"}
 """What a family imports beyond s3prl's own requirements."""
 
+MODEL_CONFIG = "config.json"
+OWN_FOLDER = "a folder of your own: -k FOLDER"
+
 
 def upstream_names(hub: ModuleType) -> dict[str, Callable[..., Any]]:
     """List the entries of ``s3prl.hub`` that make an upstream, leaving out the modules and helpers beside them."""
@@ -28,6 +33,22 @@ def upstream_names(hub: ModuleType) -> dict[str, Callable[..., Any]]:
         for name, entry in vars(hub).items()
         if not name.startswith("_") and inspect.isfunction(entry) and entry.__module__.endswith(".hubconf")
     }
+
+
+def local_variant(name: str, hub: ModuleType) -> str | None:
+    """Name the upstream of the same family that takes its weights from a file or folder of one's own.
+
+    Args:
+        name: of an upstream of s3prl, such as ``wavlm_base``.
+        hub: ``s3prl.hub``.
+
+    Returns:
+        Such as ``wavlm_local``; None where the family has none.
+    """
+    known = upstream_names(hub)
+    family = getattr(known.get(name), "__module__", None)
+    names = [one for one, entry in known.items() if entry.__module__ == family]
+    return next((one for suffix in ("_local", "_custom") for one in names if one.endswith(suffix)), None)
 
 
 def check_upstream(args: argparse.Namespace, hub: ModuleType) -> None:
@@ -59,7 +80,10 @@ def check_upstream(args: argparse.Namespace, hub: ModuleType) -> None:
                 f"-u {args.upstream} needs the upstream's checkpoint: give its path or address with -k"
             )
     elif args.upstream.startswith("hf_"):
-        _check_folder(checkpoint)
+        if _is_path(checkpoint):
+            _check_folder(checkpoint)
+        else:
+            _check_repository(args)
     elif args.upstream.endswith("_local") or (args.upstream.endswith("_custom") and "://" not in checkpoint):
         _check_file(checkpoint, resumed=bool(args.past_exp or args.auto_resume))
     model_config = args.upstream_model_config
@@ -119,12 +143,29 @@ def _check_family(name: str, family: str) -> None:
         raise MetaPerSERError(f"-u {name} needs the Python package {package!r}, which is not installed")
 
 
+def _is_path(name: str) -> bool:
+    """Tell a folder from a repository such as ``facebook/wav2vec2-base``, as ``-k`` of an hf_* upstream."""
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or Path(name).exists()
+
+
 def _check_folder(name: str) -> None:
-    """Check what an hf_* upstream's ``-k`` names, unless it is a repository such as ``facebook/wav2vec2-base``."""
-    path = Path(name)
-    is_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or path.exists()
-    if is_path and not (path / "config.json").is_file():
-        raise MetaPerSERError(f"-k {name}: no folder with a config.json, as Hugging Face's models are saved in")
+    if not (Path(name) / MODEL_CONFIG).is_file():
+        raise MetaPerSERError(f"-k {name}: no folder with a {MODEL_CONFIG}, as Hugging Face's models are saved in")
+
+
+def _check_repository(args: argparse.Namespace) -> None:
+    """Fetch a model's config unless it is here, before transformers tries four files for half a minute each."""
+    from transformers.utils import cached_file
+
+    with contextlib.suppress(OSError):
+        cached_file(args.upstream_ckpt, MODEL_CONFIG, local_files_only=True)
+        return
+    try:
+        cached_file(args.upstream_ckpt, MODEL_CONFIG)
+    except OSError as error:
+        failed = not_downloaded(args, error, OWN_FOLDER)
+        if failed is not None:
+            raise failed from None
 
 
 def _check_file(name: str, resumed: bool) -> None:

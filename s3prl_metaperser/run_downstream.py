@@ -19,6 +19,7 @@ The flags and the ``main`` are s3prl's. Beyond the stock ``python -m s3prl.run_d
 - Disk full, or a file or folder that may not be read or written: one line on stderr with exit code 2, and files as they
   were before.
 - Bad input ends in one line on stderr with exit code 2, before anything is written: :mod:`s3prl_metaperser.preflight`.
+- An upstream that cannot be downloaded: one line on stderr with exit code 2, that says from where and what to do.
 - Launched with several processes by ``torchrun`` or ``torch.distributed.launch``, it knows its rank as these give it
   today; s3prl's parser knows the flag as torch gave it before version 2.
 - ``-c`` also takes the name of an installed config (``metaperser config`` lists them).
@@ -62,14 +63,14 @@ def main(sets_run_up_first: bool = True) -> None:
     from s3prl.run_downstream import main as run_s3prl
 
     threading.excepthook = _end_with_thread
-    try:
-        with told_in_a_line(PROGRAM):
+    with told_in_a_line(PROGRAM):
+        try:
             run_s3prl()
-    except (IndexError, RuntimeError, ValueError) as error:
-        wrong_input = explained(error)
-        if wrong_input is None:
-            raise
-        raise exit_with(wrong_input, PROGRAM) from None
+        except Exception as error:
+            wrong_input = explained(error)
+            if wrong_input is None:
+                raise
+            raise wrong_input from None
 
 
 def make_ready() -> None:

@@ -1,16 +1,20 @@
 """The launcher: s3prl's command line, checked before s3prl acts on it, and what newer libraries need."""
 
 import argparse
+import os
+import socket
 import subprocess
 import sys
 import types
+import urllib.error
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 import yaml
 
-from s3prl_metaperser import configs, preflight, preflight_upstream, run_downstream
+from s3prl_metaperser import configs, preflight, preflight_upstream, run_downstream, s3prl_errors
 from s3prl_metaperser.errors import MetaPerSERError
 
 CONFIG = {
@@ -63,9 +67,12 @@ def check(config, flags):
     return preflight.check(given)
 
 
-def launch(*arguments):
+def launch(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "s3prl_metaperser.run_downstream", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-m", "s3prl_metaperser.run_downstream", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
     )
 
 
@@ -347,3 +354,78 @@ def test_weights_that_do_not_fit_the_upstream(checkpoint):
     said = f"run_downstream: error: {checkpoint}: its Featurizer does not fit -u fbank: Error(s) in loading state_dict"
     assert ended.stderr.splitlines()[-1].startswith(said)
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def no_network():
+    """As the environment: every connection is refused, by a proxy that does not listen."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{held.getsockname()[1]}"
+        yield dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy) | {"no_proxy": ""}
+
+
+def test_an_upstream_that_cannot_be_downloaded(config, tmp_path, no_network):
+    run = ["-m", "train", "-d", "example", "-u", "wavlm_base", "--device", "cpu", "-p", tmp_path / "run", "-c", config]
+    ended = launch(*run, HOME=str(tmp_path), **no_network)
+    assert ended.returncode == 2
+    address = "https://huggingface.co/s3prl/converted_ckpts/resolve/main/wavlm_base.pt"
+    said = ended.stderr.splitlines()[-1]
+    assert said.startswith(f"run_downstream: error: -u wavlm_base: cannot be downloaded from {address} (")
+    assert "Connection refused" in said
+    assert said.endswith("or give a file of your own: -u wavlm_local -k FILE")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_model_of_hugging_face_that_cannot_be_downloaded(config, tmp_path):
+    upstream = ["-u", "hf_hubert_custom", "-k", "someone/hubert", "--device", "cpu"]
+    run = ["-m", "train", "-d", "example", *upstream, "-p", tmp_path / "run", "-c", config]
+    ended = launch(*run, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert ended.returncode == 2
+    said = "run_downstream: error: -u hf_hubert_custom -k someone/hubert: cannot be downloaded from huggingface.co ("
+    assert ended.stderr.startswith(said)
+    assert ended.stderr.endswith("or give a folder of your own: -k FOLDER\n")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def raised_while_the_upstream_is_made(error, monkeypatch):
+    """What s3prl's runner lets through of an upstream that fails so."""
+    from s3prl.downstream.runner import Runner
+
+    def upstream(**_):
+        raise error
+
+    monkeypatch.setattr("s3prl.hub.wavlm", upstream)
+    runner = object.__new__(Runner)
+    runner.args = preflight._parse(["-m", "train", "-u", "wavlm", "--device", "cpu"]).namespace
+    with pytest.raises(type(error)) as caught:
+        runner._get_upstream()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "reason"),
+    [
+        (TimeoutError("timed out"), None, "timed out"),
+        (OSError(101, "Network is unreachable"), None, "[Errno 101] Network is unreachable"),
+        (
+            KeyError("Content-Length"),
+            urllib.error.HTTPError("", 404, "Not Found", {}, None),
+            "HTTP Error 404: Not Found",
+        ),
+        (requests.ConnectionError("reset"), urllib.error.URLError("no host"), "<urlopen error no host>"),
+        (FileNotFoundError(2, "No such file", "model.pt"), None, None),
+        (RuntimeError("bad weights"), None, None),
+        (OSError(28, "No space left on device", "model.pt"), urllib.error.URLError("no host"), None),
+    ],
+)
+def test_only_what_the_network_has_refused_is_told_as_that(monkeypatch, error, first, reason):
+    """Whatever s3prl raises while it handles a first failure, by another way to download that fails too."""
+    error.__context__ = first
+    found = s3prl_errors.explained(raised_while_the_upstream_is_made(error, monkeypatch))
+    if reason is None:
+        assert found is None
+    else:
+        assert f"-u wavlm: cannot be downloaded from huggingface.co ({reason}); " in str(found)
+    assert s3prl_errors.explained(ConnectionError("elsewhere")) is None
