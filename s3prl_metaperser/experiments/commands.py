@@ -22,7 +22,8 @@ SHOTS = (2, 4, 8, 16, 32, 64)
 INNER_LRS = (0.03, 0.1)
 RERUN = (
     "Every run is s3prl's own runner in a process of its own. Experiments in one folder share runs, and runs that have "
-    "ended well are not repeated: given again, the command goes on where it was stopped. Exit code 1: a run failed."
+    "ended well are not repeated: given again, the command goes on where it was stopped, and a training that was under "
+    "way from the last state that it has saved. Exit code 1: a run failed."
 )
 
 
@@ -158,7 +159,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     slurm.add_argument("--slurm", action="store_true", help="submit runs to Slurm; --out must be on a shared disk")
     slurm.add_argument("--slurm-partition", metavar="NAME", help="partition; the cluster's default without it")
     slurm.add_argument("--slurm-gpus", type=int, choices=range(9), default=0, metavar="N", help="GPUs of each job")
-    slurm.add_argument("--slurm-time", type=_positive, default=240, metavar="MINUTES", help="time limit of each job")
+    slurm.add_argument(
+        "--slurm-time",
+        type=_positive,
+        default=240,
+        metavar="MINUTES",
+        help="time limit of each job; a training that it stops goes on from its last state when the command is given "
+        "again",
+    )
     slurm.add_argument("--slurm-cpus", type=_positive, metavar="N", help="CPUs of each job; --threads without it")
     slurm.add_argument("--slurm-account", metavar="NAME", help="account to charge; your default without it")
 

@@ -131,8 +131,8 @@ class Grid:
             What became of every node.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, and SystemExit after SIGTERM; what was under way has then been stopped and
-                will be begun anew.
+            KeyboardInterrupt: after Ctrl-C, and SystemExit after SIGTERM; what was under way has then been stopped. Run
+                again, trainings go on from their last states, and what has none begins anew.
         """
         shown = tqdm(total=len(self.nodes), desc="runs", unit="run", dynamic_ncols=True)
         with shown, _ended_by_sigterm():
@@ -232,7 +232,9 @@ class _Execution:
     def _start(self, run: Run) -> None:
         try:
             self._launcher.clear(run)
-            run.prepare()
+            state = run.begin()
+            if state is not None:
+                self._shown.write(f"{run.name} goes on from {state.name}", file=sys.stderr)
             self._running.append(_Running(run, self._launcher.start(run), datetime.now(timezone.utc)))
         except (OSError, MetaPerSERError) as error:
             self._fail(run, f"could not be started: {error}")

@@ -143,10 +143,10 @@ class ProcessLauncher(Launcher):
 
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
-        with (run.folder / LOG).open("wb") as log:
+        with (run.folder / LOG).open("ab") as log:
             return _Process(
                 subprocess.Popen(
-                    run.command(),
+                    run.started_command(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -209,7 +209,9 @@ class ForkLauncher(Launcher):
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
         process = self._context.Process(
-            target=self._body, args=(run.arguments(), run.folder / LOG, run.environment(), run.threads), name=run.name
+            target=self._body,
+            args=(run.started_arguments(), run.folder / LOG, run.environment(), run.threads),
+            name=run.name,
         )
         process.start()
         return _Forked(process)
@@ -242,8 +244,8 @@ def be_the_run(arguments: Sequence[str], log: Path, environment: Mapping[str, st
     """Be the process that ``python -m s3prl_metaperser.run_downstream ARGUMENTS`` would be.
 
     Args:
-        arguments: see :meth:`Run.arguments`.
-        log: the file for both outputs.
+        arguments: see :meth:`Run.started_arguments`.
+        log: the file for both outputs, which are added to it.
         environment: the whole of it.
         threads: CPU threads.
     """
@@ -278,7 +280,7 @@ def _end_with_parent() -> None:
 
 def _redirect(log: Path) -> None:
     """Read nothing, and write both outputs to the log, whoever writes them."""
-    with open(os.devnull, "rb") as nothing, log.open("wb") as file:
+    with open(os.devnull, "rb") as nothing, log.open("ab") as file:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,8 +1,10 @@
 """One run of a grid: a config, a folder, and the command of s3prl's runner that goes with them.
 
 A run that has ended well leaves ``done.json`` with a fingerprint of everything that determines it, and checksums of
-what it has left; asked for again, it is not repeated. A run that was killed, or whose files are not what it has left,
-is begun anew.
+what it has left; asked for again, it is not repeated. A training that was stopped or killed goes on from the newest
+state that it has saved (s3prl's ``states-STEP.ckpt``), in any scope, and ends in what it would have ended in: its
+folder says in ``begun.json`` which run it was begun by. How much is lost is for ``runner.save_step`` to say. All else
+is begun anew: evaluations, trainings that have saved no state yet, and runs whose files are not what they have left.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ import yaml
 
 import s3prl_metaperser
 from s3prl_metaperser import checksums
-from s3prl_metaperser.atomic import write_text
+from s3prl_metaperser.atomic import remove_leftovers, write_text
+from s3prl_metaperser.errors import MetaPerSERError
 
 Mode = Literal["train", "evaluate"]
 
-DONE = "done.json"
+BEGUN, DONE = "begun.json", "done.json"
 LOG = "log.txt"
 CONFIG = "config.yaml"
 BEST = "dev-best.ckpt"
@@ -43,8 +46,11 @@ KEPT = (
 )
 """Files of a run that have a checksum in ``done.json``, as far as they are there."""
 
+PROGRAM = (sys.executable, "-m", "s3prl_metaperser.run_downstream")
 LIBRARIES = ("s3prl", "torch", "torchaudio", "numpy", "higher")
 """Those whose version may change a run's numbers."""
+STATES = 2
+"""What the configs have s3prl keep: the last state, and one to go on from where the last is damaged."""
 _OWN_ROOM = "experiments"
 
 
@@ -128,9 +134,27 @@ class Run:
             *(["-i", str(self.checkpoint)] if self.checkpoint else []),
         ]
 
+    def started_arguments(self) -> list[str]:
+        """Give :meth:`arguments` as they are started with after :meth:`begin`: a training takes up a state it finds."""
+        arguments = self.arguments()
+        if self.mode == "evaluate":
+            return arguments
+        arguments += ["-a"]
+        ckpt = self.upstream.ckpt
+        if ckpt and not Path(ckpt).exists():
+            # An address that comes out of a state is not trusted, unless it is given here as well. s3prl's -o is split
+            # at these characters before it is evaluated.
+            literal = repr(ckpt).replace("=", r"\x3d").replace(",", r"\x2c")
+            arguments += ["-o", f"args.upstream_ckpt={literal}"]
+        return arguments
+
     def command(self) -> list[str]:
-        """Give the command that does the same by hand."""
-        return [sys.executable, "-m", "s3prl_metaperser.run_downstream", *self.arguments()]
+        """Give the command that does the same by hand, from the beginning."""
+        return [*PROGRAM, *self.arguments()]
+
+    def started_command(self) -> list[str]:
+        """Give the command with :meth:`started_arguments`."""
+        return [*PROGRAM, *self.started_arguments()]
 
     def thread_limits(self) -> dict[str, str]:
         """Give the environment variables by which numerical libraries keep to :attr:`threads`."""
@@ -196,6 +220,8 @@ class Run:
     def record(self) -> dict[str, Any]:
         """Read ``done.json``: fingerprint, files' checksums, command, when it started and ended, and how many seconds.
 
+        Of a training that has gone on, times are those of its last part.
+
         Raises:
             OSError: it has not ended well.
             ValueError: the file is damaged.
@@ -205,8 +231,71 @@ class Run:
             raise ValueError(f"{self.folder / DONE} is damaged")
         return record
 
+    def begin(self) -> Path | None:
+        """Make the folder for the run to be started in: as :meth:`prepare` does, or as this very run has left it.
+
+        Returns:
+            The state that the training goes on from; None where the run begins anew.
+
+        Raises:
+            OSError: when a file that the run reads is not there, or the folder cannot be written.
+        """
+        beginning = self._beginning()
+        state = self._state_to_go_on_from(beginning)
+        if state is None:
+            self.prepare()
+            write_text(self.folder / BEGUN, beginning)
+            return None
+        remove_leftovers(self.folder, "*")
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"\n[metaperser] this training was stopped; it goes on from {state.name}\n")
+        return state
+
+    def _beginning(self) -> str:
+        """Say by what the folder is begun; what is found there is compared with this, character by character.
+
+        With all paths: a state holds arguments and config, which s3prl goes on with, also where the folder or the
+        corpus has been moved since.
+        """
+        parts = {"fingerprint": self.fingerprint(), "arguments": self.arguments(), "config": dict(self.config)}
+        return json.dumps(parts, indent=2) + "\n"
+
+    def _state_to_go_on_from(self, beginning: str) -> Path | None:
+        """Find the newest sound state of this very run, where it has not ended and all beside the state is sound."""
+        if self.mode == "evaluate" or (self.folder / DONE).exists():
+            return None
+        try:
+            was_begun = (self.folder / BEGUN).read_text(encoding="utf-8") == beginning
+        except (OSError, UnicodeDecodeError):
+            return None
+        found = self._states()
+        if not (was_begun and found):
+            return None
+        # torch takes seconds to import, and is needed for nothing else here.
+        from s3prl_metaperser import resuming, torch_files
+
+        try:
+            state, _ = resuming.newest_sound(found)
+            files = checksums.CheckedFolder(self.folder)
+            for name in KEPT:
+                files.check(name)
+            has_best = _step(state) >= self.config["runner"]["eval_step"]
+            if has_best and (missing := self.missing_output()) is not None:
+                raise MetaPerSERError(f"{self.folder / missing} is missing")
+            best = self.folder / BEST
+            if best.exists() and (damage := torch_files.damage(best)) is not None:
+                raise MetaPerSERError(f"{best} is damaged ({damage})")
+        except MetaPerSERError as error:
+            print(f"metaperser: {self.name} is begun anew: {error}", file=sys.stderr)
+            return None
+        return state
+
+    def _states(self) -> list[Path]:
+        """List what s3prl has saved of a training, newest first."""
+        return sorted(self.folder.glob("states-*.ckpt"), key=_step, reverse=True)
+
     def prepare(self) -> None:
-        """Make the folder with the config in it, in place of what an earlier, other or unfinished run left."""
+        """Make the folder with the config in it, in place of all that an earlier run left."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
         write_text(self.folder / CONFIG, yaml.safe_dump(dict(self.config), sort_keys=False))
@@ -216,7 +305,11 @@ class Run:
         return next((name for name in OUTPUTS[self.mode] if not (self.folder / name).exists()), None)
 
     def finish(self, started: datetime, ended: datetime) -> None:
-        """Record that the run has ended well."""
+        """Record that the run has ended well; where the upstream has learned, remove the state before the last."""
+        # It was there for a kill, and is as large as three upstreams (Adam's moments). More are somebody's own wish.
+        if self.trains_upstream and self.config["runner"]["max_keep"] == STATES:
+            for state in self._states()[1:]:
+                state.unlink()
         record = {
             "fingerprint": self.fingerprint(),
             "command": self.shown_command(),
@@ -226,6 +319,10 @@ class Run:
             "files": {name: digest for name in KEPT if (digest := self._checksum(name)) is not None},
         }
         write_text(self.folder / DONE, json.dumps(checksums.sealed(record), indent=2) + "\n")
+
+
+def _step(state: Path) -> int:
+    return int(state.stem.removeprefix("states-"))
 
 
 def thread_limits(threads: int) -> dict[str, str]:

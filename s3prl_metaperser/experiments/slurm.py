@@ -96,6 +96,8 @@ class SlurmLauncher(Launcher):
             if not job.done(force_check=True):
                 job.cancel(check=False)
                 _wait(job)
+            # Of a training that goes on, the folder stays; Slurm forgets old jobs, and would not say that they ended.
+            path.unlink(missing_ok=True)
 
     def start(self, run: Run) -> Launched:
         """See :class:`Launcher`."""
@@ -107,7 +109,7 @@ class SlurmLauncher(Launcher):
             job_name=run.name.replace("/", "-"), stderr_to_stdout=True, **self._settings.parameters()
         )
         try:
-            job = executor.submit(execute, run.command(), run.folder / LOG, run.thread_limits())
+            job = executor.submit(execute, run.started_command(), run.folder / LOG, run.thread_limits())
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
             raise MetaPerSERError(f"sbatch refused the job: {error}") from None
         return _Queued(job, self)
@@ -125,10 +127,10 @@ def execute(command: Sequence[str], log: Path, limits: Mapping[str, str]) -> int
 
     Args:
         command: of the run.
-        log: the file for both its outputs.
+        log: the file for both its outputs, which are added to it.
         limits: environment variables to be set.
     """
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         environment = os.environ | limits
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment)
     return done.returncode
