@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +19,13 @@ from s3prl_metaperser.errors import MetaPerSERError
 
 SHORTEST_SECONDS = 0.04
 """What the convolutional front end of wav2vec 2.0 and its kin must hear to give a frame."""
+LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
+"""Samples per second that speech is recorded with; a header that says another number is wrong."""
+MOST_HOURS = 24
+"""A header that promises more is wrong; of what was written through a pipe, libsndfile says 2^63 samples."""
+MOST_PHASES = 1_000
+"""What torchaudio's filter, a table of new by old rate without their common divisor, may have of either: 640 by 441 at
+11,025 Hz are quick to make, 16,000 by 44,101 take gigabytes."""
 _UNKNOWN_SIZE = 0x7FFFF000
 """Programs that write to a pipe can't know the size beforehand, and put a number of at least this many bytes."""
 
@@ -28,23 +39,33 @@ def fault_of(path: Path) -> str | None:
         path: of the file.
 
     Returns:
-        What :func:`read_audio` would say, or that it is too short for any frame.
+        What :func:`read_audio` or :func:`fault_of_name` would say, or that it is too short for any frame.
     """
+    if (fault := fault_of_name(path)) is not None:
+        return fault
     try:
-        length = soundfile.info(str(path)).duration
-        missing = _missing_bytes(path)
-    except (soundfile.LibsndfileError, OSError):
-        length, missing = 0.0, 0
-    if length and not missing:
-        return (
-            None
-            if length >= SHORTEST_SECONDS
-            else f"{path}: lasts {length:.3f} s; expected {SHORTEST_SECONDS} s or more"
-        )
-    try:
-        read_audio(path)
+        with _opened(path) as file:
+            seconds, missing = file.frames / file.samplerate, _missing_bytes(path)
+        if missing or not seconds:
+            read_audio(path)
     except MetaPerSERError as error:
         return str(error)
+    if seconds < SHORTEST_SECONDS:
+        return f"{path}: lasts {seconds:.3f} s; expected {SHORTEST_SECONDS} s or more"
+    return None
+
+
+def fault_of_name(path: Path) -> str | None:
+    """Say why a recording of this name cannot be taken, whatever is in it; None where nothing is wrong.
+
+    Labels and results are written in UTF-8, which cannot hold every name that a file system does.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        return f"{path}: its name, or a folder's above it, is not UTF-8; rename it"
+    if path.suffix.lower() == ".raw":
+        return f"{path}: is not a readable recording (raw samples, of no known rate); expected wav, flac, ogg or mp3"
     return None
 
 
@@ -52,33 +73,21 @@ def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:
     """Read a recording.
 
     Args:
-        path: a file that libsndfile reads (wav, flac, ogg, mp3, …), of any sample rate, mono or not.
+        path: a file that libsndfile reads (wav, flac, ogg, mp3, …), of 4 to 192 kHz, mono or not.
         sample_rate: samples per second of the result.
 
     Returns:
         ``(samples,)`` float32; several channels are averaged.
 
     Raises:
-        MetaPerSERError: the file is missing, not audio, empty, cut off, or holds values that aren't finite.
+        MetaPerSERError: the file is missing, not audio, empty, cut off, of another rate, or holds values that aren't
+            finite.
     """
     path = Path(path)
-    if not path.is_file():
-        fault = "is a folder" if path.is_dir() else "no such file"
-        raise MetaPerSERError(f"{path}: {fault}; expected a recording")
-    try:
-        if path.stat().st_size == 0:
-            raise MetaPerSERError(f"{path}: is empty (0 bytes); expected a recording")
-        with soundfile.SoundFile(path) as file:
-            promised, rate = file.frames, file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
+    with _opened(path) as file:
+        promised, rate = file.frames, file.samplerate
+        samples = file.read(dtype="float32", always_2d=True)
         missing = _missing_bytes(path)
-    except soundfile.LibsndfileError as error:
-        reason = str(error.error_string).rstrip(".")
-        raise MetaPerSERError(
-            f"{path}: is not a readable recording ({reason}); expected wav, flac, ogg or mp3"
-        ) from None
-    except OSError as error:
-        raise MetaPerSERError(f"{path}: cannot be read ({error.strerror})") from None
     if missing or len(samples) < promised:
         lack = f"{missing:,} bytes" if missing else f"{promised - len(samples):,} of {promised:,} samples"
         raise MetaPerSERError(f"{path}: is cut off: {lack} that its header promises are missing; copy the file again")
@@ -87,7 +96,54 @@ def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:
     if not np.isfinite(samples).all():
         raise MetaPerSERError(f"{path}: holds samples that are not finite (NaN or infinite); export the file again")
     mono = torch.from_numpy(samples.mean(axis=1))
-    return mono if rate == sample_rate else _resampling(rate, sample_rate)(mono)
+    return mono if rate == sample_rate else _resampled(mono, rate, sample_rate)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Open a recording whose header can be right.
+
+    Raises:
+        MetaPerSERError: when it is none, also while it is being read.
+    """
+    try:
+        if not path.is_file():
+            fault = "is a folder" if path.is_dir() else "no such file"
+            raise MetaPerSERError(f"{path}: {fault}; expected a recording")
+        # libsndfile does not say why a file cannot be opened.
+        with path.open("rb") as raw:
+            if not raw.read(1):
+                raise MetaPerSERError(f"{path}: is empty (0 bytes); expected a recording")
+        # soundfile cannot encode every name that Python reads from a folder.
+        with soundfile.SoundFile(str(path) if os.name == "nt" else os.fsencode(path)) as file:
+            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+                raise MetaPerSERError(
+                    f"{path}: has {file.samplerate:,} samples a second; expected {LOWEST_RATE:,} to {HIGHEST_RATE:,}"
+                )
+            if file.frames > MOST_HOURS * 3600 * file.samplerate:
+                raise MetaPerSERError(f"{path}: its header does not say how long it is; export the file again")
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(path, str(error.error_string).rstrip(".")) from None
+    except (TypeError, ValueError) as error:
+        raise _unreadable(path, str(error)) from None
+    except OSError as error:
+        raise MetaPerSERError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _unreadable(path: Path, reason: str) -> MetaPerSERError:
+    return MetaPerSERError(f"{path}: is not a readable recording ({reason}); expected wav, flac, ogg or mp3")
+
+
+def _resampled(mono: torch.Tensor, rate: int, sample_rate: int) -> torch.Tensor:
+    """Bring (samples,) to another rate, ``ceil(samples * sample_rate / rate)`` of them."""
+    common = math.gcd(rate, sample_rate)
+    if max(rate, sample_rate) // common <= MOST_PHASES:
+        resampled: torch.Tensor = _resampling(rate, sample_rate)(mono)
+        return resampled
+    import scipy.signal  # takes as long to import as all the rest here, and is hardly ever needed
+
+    return torch.from_numpy(scipy.signal.resample_poly(mono.numpy(), sample_rate // common, rate // common))
 
 
 @lru_cache(maxsize=16)
