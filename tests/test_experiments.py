@@ -3,25 +3,29 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from workshop import LAUNCHER
+from s3prl.utility.helper import override
+from workshop import LAUNCHER, same_weights
 
-from s3prl_metaperser import cli, configs
+from s3prl_metaperser import cli, configs, torch_files
 from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.experiments import reproduce
 from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.plan import Override, Setup
-from s3prl_metaperser.experiments.runs import Upstream
+from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.experiments.table1 import table1 as plan_table1
 from s3prl_metaperser.results_file import RESULT_COLUMNS, RUN_COLUMNS
 from s3prl_metaperser.settings import AnnealingSettings, read_settings
@@ -333,6 +337,60 @@ def setup_of(corpus, out, scope, *overrides):
     )
 
 
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+class TestWhatATrainingGoesOnFrom:
+    @pytest.fixture
+    def run(self, small_corpus, tmp_path):
+        """A training that was killed after its second state, and before it has looked at dev."""
+        setup = setup_of(small_corpus, tmp_path, "linear", Override(None, "runner.eval_step", 6))
+        run = setup.run("ssl_e", "train", setup.config("ssl_e", "seen", 1))
+        assert run.begin() is None
+        for step in (2, 4):
+            torch_files.save({"Step": step, "weights": torch.zeros(100)}, run.folder / f"states-{step}.ckpt")
+        (run.folder / ".states-6.ckpt.abcdefgh.part").write_text("half a sta")
+        return run
+
+    def test_its_newest_sound_state(self, run):
+        assert run.begin() == run.folder / "states-4.ckpt"
+        assert not list(run.folder.glob(".*.part"))
+        cut_off(run.folder / "states-4.ckpt")
+        assert run.begin() == run.folder / "states-2.ckpt"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda run: replace(run, seed=2),
+            lambda run: replace(run, config={**run.config, "optimizer": {**run.config["optimizer"], "lr": 1.0}}),
+            lambda run: replace(run, mode="evaluate"),
+            lambda run: replace(run, folder=run.folder.rename(run.folder.with_name("moved"))),
+            lambda run: [cut_off(state) for state in run.folder.glob("states-*")],
+            lambda run: (run.folder / "done.json").write_text("{}"),
+            lambda run: (run.folder / "begun.json").unlink(),
+            lambda run: (run.folder / "states-4.ckpt").rename(run.folder / "states-6.ckpt"),
+            lambda run: (run.folder / "dev-best.ckpt").write_text("cut o"),
+            lambda run: (run.folder / "checksums.sha256").write_text("no checksum"),
+        ],
+        ids=["other", "config", "evaluation", "moved", "damaged", "ended", "unknown", "no best", "half a best", "list"],
+    )
+    def test_nothing_where_it_is_not_this_runs_or_not_sound(self, run, change):
+        """A step 6 has looked at dev, and left dev-best.ckpt."""
+        changed = change(run)
+        run = changed if isinstance(changed, Run) else run
+        assert run.begin() is None
+        assert {path.name for path in run.folder.iterdir()} == {"begun.json", "config.yaml"}
+
+    def test_an_upstreams_address_is_given_again_as_a_states_is_not_trusted(self, run):
+        address = "https://example.org/o'clock.pt?size=base,,large"
+        *_, flag, option = replace(run, upstream=Upstream("wavlm_url", address, "cpu")).started_arguments()
+        args = Namespace(upstream_ckpt=None)
+        override(option, args, {})
+        assert (flag, args.upstream_ckpt) == ("-o", address)
+        assert "-o" not in run.started_arguments()
+
+
 @pytest.mark.parametrize(
     ("scope", "family", "scenario", "given", "steps"),
     [
@@ -349,7 +407,13 @@ def test_unseen_trainings_last_in_proportion_to_the_corpus(
 ):
     """200 steps (64 in scope entire) are for 408 training utterances, with ten (8) looks at dev; here are 48."""
     setup = setup_of(small_corpus, tmp_path, scope, *([Override(family, "runner.total_steps", given)] if given else []))
-    assert setup.config(family, scenario, 1)["runner"]["total_steps"] == steps
+    runner = setup.config(family, scenario, 1)["runner"]
+    assert runner["total_steps"] == steps
+    # What trains for hours saves a state at each look at dev, beside the one before: there is always one to go on from.
+    # TensorBoard's means are of the steps since the one before: none of them may lie before a state and after it.
+    assert scope != "entire" or runner["save_step"] == runner["eval_step"] <= steps / 8
+    assert scope != "entire" or runner["save_step"] % runner["log_step"] == 0
+    assert runner["max_keep"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +422,7 @@ def arguments(tmp_path_factory, small_corpus, small_wavlm):
     out = tmp_path_factory.mktemp("entire") / "out"
     whole = ["-u", "wavlm_local", "-k", str(small_wavlm), "--scope", "entire", "--scenario", "seen", "--jobs", "2"]
     shorter = ["runner.gradient_accumulate_steps=2", "downstream_expert.meta.inner_steps=2"]
+    shorter += ["meta_perser_entire:runner.save_step=1"]
     return table1(small_corpus, out, *whole, "--inner-lr", "0.1", settings=shorter)
 
 
@@ -406,6 +471,33 @@ class TestEntire:
             if "run_downstream" in line:
                 trains_upstream = " -m train " in line and "ssl_e_paper" not in line  # that one is Linear-Few's
                 assert (" -f " in line) == trains_upstream
+
+    def test_a_killed_training_goes_on_from_its_last_state_to_the_same(self, made, arguments, tmp_path):
+        out, name = tmp_path / "out", "runs/seen/fold1/meta_perser_entire-lr0.1"
+        shutil.copytree(made, out)
+        shutil.rmtree(out / name)
+        given = [str(out) if one == str(made) else one for one in arguments]
+        program = [sys.executable, "-m", "s3prl_metaperser.cli", *given]
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(program, stdout=log, stderr=log, start_new_session=True)
+        wait_until(lambda: list((out / name).glob("states-*.ckpt")) or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        left = max((out / name).glob("states-*.ckpt"))
+        assert left.name < "states-4.ckpt", "killed under way"
+        said = (out / name / "log.txt").read_text()
+
+        assert cli.main(given) == 0
+        assert read_checkpoint(out / name / "states-4.ckpt")["Args"].init_ckpt == str(left)
+        assert (out / name / "log.txt").read_text().startswith(f"{said}\n[metaperser] this training was stopped")
+        for state in ("dev-best.ckpt", "states-4.ckpt"):
+            assert same_weights(out / name / state, made / name / state)
+        for file in ("results-dev.csv", "predictions-dev.csv", "tuning.csv", "checksums.sha256"):
+            assert (out / name / file).read_bytes() == (made / name / file).read_bytes()
+        assert (out / "results.csv").read_bytes() == (made / "results.csv").read_bytes()
+        records = [json.loads((place / name / "done.json").read_text()) for place in (out, made)]
+        assert records[0]["fingerprint"] == records[1]["fingerprint"]
+        assert records[0]["command"] == records[1]["command"].replace(str(made), str(out))
 
     def test_each_run_has_the_settings_of_the_scopes_configs(self, tmp_path, small_corpus):
         setup = setup_of(small_corpus, tmp_path, "entire", Override(None, "downstream_expert.precision", "bfloat16"))

@@ -246,13 +246,16 @@ class Setup:
         runner = config["runner"]
         runner["eval_dataloaders"] = ["dev"]
         if scenario == "unseen" and family in IN_PROPORTION:
-            evaluations = runner["total_steps"] // runner["eval_step"]
+            evaluations, logs = runner["total_steps"] // runner["eval_step"], runner["eval_step"] // runner["log_step"]
             utterances = len(self.splits[scenario, fold].aggregated)
             runner["eval_step"] = max(1, round(runner["eval_step"] * utterances / LENGTHS_CHOSEN_ON))
+            runner["log_step"] = max(1, runner["eval_step"] // logs)
             runner["total_steps"] = runner["save_step"] = evaluations * runner["eval_step"]
         if self.scope == "entire":
-            # Nothing here goes on from an earlier state, and each is as large as three upstreams (Adam's moments).
-            runner["max_keep"] = 1
+            # A training takes hours, and goes on from its last state when it is killed or its time is up. A state is
+            # as large as three upstreams (Adam's moments); dev-best.ckpt is another, and may be written as often.
+            # log_step divides it: the means that go to TensorBoard are of steps that no kill comes between.
+            runner["save_step"] = runner["eval_step"]
         expert = config["downstream_expert"]
         expert |= {"corpus": str(self.corpus.resolve()), "scope": self.scope, "scenario": scenario, "fold": fold}
         expert["episodes"] |= {"shots": self.shots, "queries": self.queries, "number": self.episodes}
