@@ -177,8 +177,8 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     )
     if scenario == "unseen" and len(np.unique(session)) == 1:
         raise MetaPerSERError(
-            f"corpus {corpus.name!r} is all of one session, so scenario unseen has no recordings to keep from training; "
-            "give its clips sessions (the column session of `metaperser prepare table`), or use scenario seen"
+            f"corpus {corpus.name!r} is all of one session, so scenario unseen has no recordings to keep from "
+            "training; give its clips sessions (the column session of `metaperser prepare table`), or use scenario seen"
         )
     for role, tasks in (("train", split.train), ("choose (dev)", split.dev), ("test", split.test)):
         if not tasks:

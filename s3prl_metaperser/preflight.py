@@ -29,6 +29,7 @@ from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.network import Network
 from s3prl_metaperser.optimization import check_optimization
+from s3prl_metaperser.preflight_folder import check_experiment_folder, check_unheard, experiment_folder
 from s3prl_metaperser.preflight_processes import check_processes
 from s3prl_metaperser.preflight_upstream import check_upstream
 from s3prl_metaperser.yaml_text import DEEPEST, LONGEST, read_yaml
@@ -105,6 +106,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     given = _apply_overrides(args, config)
     check_types(parsed.actions, args, f"-e {checkpoint_path}" if saved else "the command line")
     by_hand = [name.removeprefix("args.") for name, _ in given]
+    if checkpoint_path is not None:
+        check_unheard(parsed.actions, parsed.namespace, saved, by_hand, checkpoint_path)
     check_trusted(saved, by_hand, f"-e {checkpoint_path}", config=saved_config)
     if any(literal != text for _, (text, literal) in given):
         # s3prl evaluates each value as Python. What it gets is a literal, of the value that is checked here.
@@ -115,7 +118,10 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         _check_initial_checkpoint(args)
     _check_device(args.device, args.local_rank)
     _check_config(args, config)
-    _check_experiment_folder(args)
+    folder = experiment_folder(args)
+    check_experiment_folder(folder)
+    if args.downstream == "metaperser" and args.mode == "train" and checkpoint_path is None and not args.auto_resume:
+        resuming.refuse_used(folder)
     if args.downstream == "metaperser":
         loaded = None if args.init_ckpt is None else read_checkpoint(Path(args.init_ckpt))
         if sets_run_up:
@@ -177,7 +183,7 @@ def known_arguments() -> Parsed:
 
 def _past_experiment(args: argparse.Namespace) -> tuple[Path | None, list[Path]]:
     """Find the checkpoint that s3prl is to resume from, by ``-e`` or ``-a``, and damaged ones that are newer."""
-    expdir = args.expdir or f"result/downstream/{args.expname}"
+    expdir = experiment_folder(args)
     past = args.past_exp
     if args.auto_resume and resuming.states(expdir):
         past = expdir
@@ -351,7 +357,7 @@ def _check_run(args: argparse.Namespace, config: Config, loaded: Config | None) 
     if args.mode == "inference":
         network = Inference(section, UNKNOWN_DIM, given)
     else:
-        network = Run(section, UNKNOWN_DIM, Path(args.expdir or f"result/downstream/{args.expname}"), given)
+        network = Run(section, UNKNOWN_DIM, experiment_folder(args), given)
     initial = network.initial_checkpoint()
     if loaded is not None:
         network.check_weights(loaded[DOWNSTREAM], with_upstream=False)
@@ -392,12 +398,3 @@ def _check_config(args: argparse.Namespace, config: Config) -> None:
     if missing:
         raise MetaPerSERError(f"{where}: missing {', '.join(missing)}, which s3prl's runner needs to train")
     check_optimization(config)
-
-
-def _check_experiment_folder(args: argparse.Namespace) -> None:
-    folder = Path(args.expdir or f"result/downstream/{args.expname}")
-    if folder.exists() and not folder.is_dir():
-        raise MetaPerSERError(f"-p {folder}: a file; expected a folder to write the experiment to")
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise MetaPerSERError(f"-p {folder}: cannot be made or written, because of {existing}")

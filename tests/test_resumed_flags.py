@@ -1,0 +1,58 @@
+"""Flags beside -e that s3prl would replace by the checkpoint's, without a word; and where an experiment may go."""
+
+import pytest
+import torch
+from crafted import whole_checkpoint
+
+from s3prl_metaperser import preflight
+from s3prl_metaperser.errors import MetaPerSERError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, small_corpus):
+    """A folder with the state of a training, of -u fbank_no_cmvn, that went into its folder ``run``."""
+    place = tmp_path_factory.mktemp("resumed")
+    (place / "run").mkdir()
+    torch.save(whole_checkpoint(small_corpus, place), place / "run/states-1.ckpt")
+    return place
+
+
+def check(place, flags):
+    return preflight.check(f"-m evaluate -e {place / 'run'} --device cpu {flags}".split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("-p elsewhere", r"-p elsewhere beside a checkpoint to go on from: .*states-1\.ckpt was made with .*run'"),
+        ("--seed 7", r'--seed 7 .* was made with 1337, .* leave --seed out, or give -o "args.seed=7"'),
+        ("-u wavlm_base", "-u wavlm_base .* was made with 'fbank_no_cmvn'"),
+        ("-l 3", "-l 3 .* was made with None"),
+        ("-v fold2", "-v fold2 .* was made with None"),
+        ("-f", "-f True .* was made with False"),
+    ],
+)
+def test_a_flag_that_would_not_be_heard_is_refused(place, flags, said):
+    with pytest.raises(MetaPerSERError, match=said):
+        check(place, flags)
+
+
+@pytest.mark.parametrize("flags", ["", "-u fbank_no_cmvn -d metaperser", "--seed 7 -o args.seed=7"])
+def test_what_the_checkpoint_says_too_may_be_said_again(place, flags):
+    assert check(place, flags)[:4] == ["-m", "evaluate", "-e", str(place / "run")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-p", ""], "-p is empty"),
+        (["-n", ""], "-n is empty"),
+        (["-p", "dangling"], "-p dangling: a link to nowhere, which is not there"),
+    ],
+)
+def test_a_folder_without_a_name_or_behind_a_broken_link(tmp_path, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    command = ["-m", "train", "-d", "metaperser", "-u", "fbank_no_cmvn", "--device", "cpu", "-c", "ssl_e"]
+    with pytest.raises(MetaPerSERError, match=said):
+        preflight.check([*command, *flags], sets_run_up=False)
