@@ -93,10 +93,12 @@ def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:
         raise MetaPerSERError(f"{path}: is cut off: {lack} that its header promises are missing; copy the file again")
     if not len(samples):
         raise MetaPerSERError(f"{path}: holds no samples; expected a recording")
-    if not np.isfinite(samples).all():
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        mono = samples.mean(axis=1)
+    if not np.isfinite(mono).all():
         raise MetaPerSERError(f"{path}: holds samples that are not finite (NaN or infinite); export the file again")
-    mono = torch.from_numpy(samples.mean(axis=1))
-    return mono if rate == sample_rate else _resampled(mono, rate, sample_rate)
+    wav = torch.from_numpy(mono)
+    return wav if rate == sample_rate else _resampled(wav, rate, sample_rate)
 
 
 @contextmanager

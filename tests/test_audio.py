@@ -100,7 +100,7 @@ def through_a_pipe(path):
 
 def holding(value):
     def write(path):
-        soundfile.write(path, np.array([0.0, value]), 16_000, subtype="FLOAT")
+        soundfile.write(path, np.append(np.zeros(999), value), 16_000, subtype="FLOAT")
 
     return write
 
@@ -120,6 +120,7 @@ def holding(value):
         (through_a_pipe, "does not say how long it is"),
         (holding(math.nan), "not finite"),
         (holding(math.inf), "not finite"),
+        (lambda path: soundfile.write(path, np.full((999, 2), 3e38), 16_000, subtype="FLOAT"), "not finite"),
     ],
 )
 def test_what_is_no_whole_recording_is_refused_by_name(tmp_path, make, expected):
