@@ -321,6 +321,11 @@ def wav(seconds=0.5, loudness=0.9, rate=16000, **kwargs):
     return file.getvalue()
 
 
+def through_a_pipe(flac):
+    """Take the number of samples out of a header, 36 bits, as what writes to a pipe leaves them."""
+    return flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
+
+
 class TestServer:
     def test_the_page_and_its_files_come_from_here_alone(self, client):
         page = client.get("/")
@@ -473,7 +478,9 @@ class TestServer:
         assert both["generic"] == alone["generic"]
         assert both["personal"]["fear"] == pytest.approx(0.6)
 
-    @pytest.mark.parametrize("kind", [{"format": "FLAC"}, {"format": "OGG"}, {"format": "MP3"}, {"rate": 44100}])
+    @pytest.mark.parametrize(
+        "kind", [{"format": "FLAC"}, {"format": "OGG"}, {"format": "MP3"}, {"rate": 44100}, {"rate": 44101}]
+    )
     def test_recordings_of_many_kinds_are_taken(self, client, kind):
         assert client.post("/predict?name=clip", content=wav(**kind)).status_code == 200
 
@@ -488,8 +495,10 @@ class TestServer:
             (wav(seconds=61), "61 s long"),
             (wav(seconds=3600, loudness=0, format="FLAC"), "3600 s long"),
             (b"RIFF\xff\xff\xff\xffWAVEfmt \x00", "is not a readable recording"),
+            (wav(seconds=0.1, rate=1_000_003), "has 1,000,003 samples a second"),
+            (through_a_pipe(wav(format="FLAC")), "does not say how long it is"),
         ],
-        ids=["text", "empty", "video", "cut off", "no samples", "long", "hours of silence", "header"],
+        ids=["text", "empty", "video", "cut off", "no samples", "long", "hours of silence", "header", "rate", "pipe"],
     )
     def test_a_wrong_upload_gets_a_message(self, client, content, said):
         refused = client.post("/predict?name=C:\\clips\\mine.wav", content=content)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import soundfile
 from torch import Tensor
 
-from s3prl_metaperser.audio import read_audio
+from s3prl_metaperser.audio import MOST_HOURS, read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 
 MOST_BYTES = 20 * 2**20
@@ -66,7 +66,7 @@ def read_upload(name: str, content: bytes) -> Tensor:
             seconds = soundfile.info(path).duration
         except soundfile.LibsndfileError:
             seconds = 0.0  # what is wrong is said by reading it
-        if seconds > MOST_SECONDS:
+        if MOST_SECONDS < seconds <= MOST_HOURS * 3600:
             raise MetaPerSERError(f"{called} is {seconds:.0f} s long; choose a clip of at most {MOST_SECONDS} s")
         try:
             return read_audio(path)
