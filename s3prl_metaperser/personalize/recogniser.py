@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from s3prl_metaperser.learner import LAYER_WEIGHTS
 from s3prl_metaperser.metrics import decide
 from s3prl_metaperser.personal_checkpoint import checkpoint_fingerprint, completed, write_personal
 from s3prl_metaperser.personalize import STEPS
-from s3prl_metaperser.personalize.clips import Recording, clip_features, common_folder, listed, waveform
+from s3prl_metaperser.personalize.clips import Recording, clip_features, common_folder, listed, name_of, waveform
 from s3prl_metaperser.personalize.judgement import Judgement, compare, deal
 from s3prl_metaperser.personalize.labels import distributions
 from s3prl_metaperser.personalize.upstreams import command_line, make_upstream
@@ -144,7 +145,7 @@ class Recogniser:
         decided = decide(probabilities)
         return [
             Heard(
-                audio=str(wav) if isinstance(wav, (str, Path)) else f"waveform {place}",
+                audio=name_of(wav, place),
                 emotions=tuple(emotion for emotion, is_heard in zip(self.emotions, chosen, strict=True) if is_heard),
                 probabilities=dict(zip(self.emotions, own.astype(float).tolist(), strict=True)),
             )
@@ -155,10 +156,18 @@ class Recogniser:
         """Give (recordings, classes) probabilities; see :meth:`predict`."""
         wavs = listed(wavs)
         if self.network.is_entire:
-            return self._through_the_whole_network(wavs, progress)
-        features, names = clip_features(self.network, wavs, progress)
-        parts = [self._from_statistics(features.gather(some)) for some in _slices(names, AT_ONCE)]
-        return np.concatenate(parts)
+            probabilities = self._through_the_whole_network(wavs, progress)
+        else:
+            features, names = clip_features(self.network, wavs, progress)
+            parts = [self._from_statistics(features.gather(some)) for some in _slices(names, AT_ONCE)]
+            probabilities = np.concatenate(parts)
+        finite = np.isfinite(probabilities).all(axis=1)
+        if not finite.all():
+            place = int(np.argmin(finite))
+            raise MetaPerSERError(
+                f"{name_of(wavs[place], place)}: what is heard in it is not finite; expected samples from -1 to 1"
+            )
+        return probabilities
 
     def _from_statistics(self, statistics: Tensor) -> np.ndarray:
         params = None if self.adaptation is None else {k: t.unsqueeze(0) for k, t in self.adaptation.params.items()}
@@ -256,6 +265,9 @@ class Recogniser:
             progress: whether to show progress bars on stderr.
         """
         system = self._system(lr, steps)
+        if folds is not None and not _is_number(folds, Integral):
+            raise MetaPerSERError(f"folds {folds!r}; expected a whole number from 2 on")
+        wavs = listed(wavs)
         features, examples = self._labelled(wavs, labels, progress)
         if len(examples) < 2 or (folds is not None and folds < 2):
             raise MetaPerSERError(f"{len(examples)} labelled clips in {folds} groups; leaving out takes at least two")
@@ -277,9 +289,9 @@ class Recogniser:
 
     def _system(self, lr: float | None, steps: int) -> FineTuning:
         """Give the row of Table 1 that adapts this checkpoint."""
-        if not isinstance(steps, int) or steps < 1:
+        if not _is_number(steps, Integral) or steps < 1:
             raise MetaPerSERError(f"steps {steps!r}; expected a whole number from 1 on")
-        if lr is not None and not (math.isfinite(lr) and lr > 0):
+        if lr is not None and not (_is_number(lr, Real) and math.isfinite(lr) and lr > 0):
             raise MetaPerSERError(f"rate {lr!r}; expected a number above 0, such as 0.1")
         if self.is_personal:
             raise MetaPerSERError(
@@ -311,14 +323,15 @@ class Recogniser:
         self, wavs: Sequence[Recording], labels: Sequence[str | Sequence[str]], progress: bool
     ) -> tuple[Features, Examples]:
         wavs = listed(wavs)
-        if isinstance(labels, str) or len(wavs) != len(labels):
-            count = "a single text" if isinstance(labels, str) else len(labels)
+        several = None if isinstance(labels, str) or not isinstance(labels, Iterable) else list(labels)
+        if several is None or len(wavs) != len(several):
+            count = len(several) if several is not None else "a single text" if isinstance(labels, str) else labels
             raise MetaPerSERError(f"{len(wavs)} recordings and {count} as labels; expected a list with as many of both")
         files = [str(wav) for wav in wavs if isinstance(wav, (str, Path))]
         twice = [file for file in files if files.count(file) > 1]
         if twice:
             raise MetaPerSERError(f"{twice[0]} is labelled twice; give each clip once, with all emotions heard in it")
-        targets = distributions(labels, self.emotions)
+        targets = distributions(several, self.emotions)
         features, names = clip_features(self.network, wavs, progress)
         return features, Examples(names, targets)
 
@@ -424,7 +437,9 @@ def refuse_existing(path: Path, overwrite: bool, source: Path | None = None) -> 
         raise MetaPerSERError(f"{path}: already there; choose another name, or replace it with --overwrite")
 
 
-def load(checkpoint: Path | str, device: str | None = None, upstream_ckpt: str | None = None) -> Recogniser:
+def load(
+    checkpoint: Path | str, device: str | torch.device | None = None, upstream_ckpt: str | None = None
+) -> Recogniser:
     """Load a checkpoint of ``-d metaperser``, a listener's own or one that listeners can be adapted from.
 
     Args:
@@ -440,7 +455,7 @@ def load(checkpoint: Path | str, device: str | None = None, upstream_ckpt: str |
     about = extra_state(whole[DOWNSTREAM], f"checkpoint {path}")
     if about[TRAINING] == "annotators":
         raise MetaPerSERError(f"checkpoint {path} is of Multi-Few, which has no head for a listener without labels")
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = str(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
     args, config = command_line(whole, path, chosen, upstream_ckpt), whole.get("Config")
     if not isinstance(config, dict):
         raise MetaPerSERError(f"checkpoint {path} holds no config; expected one of s3prl's runner")
@@ -456,6 +471,11 @@ def load(checkpoint: Path | str, device: str | None = None, upstream_ckpt: str |
     network.of_upstream.bind(upstream, featurizer, torch.device(chosen))
     network.load(whole[DOWNSTREAM])
     return Recogniser(network, path, checkpoint_fingerprint(whole), dict(about))
+
+
+def _is_number(given: object, kind: type) -> bool:
+    """Take numpy's numbers too, and no truth value, which Python counts as one."""
+    return isinstance(given, kind) and not isinstance(given, (bool, np.bool_))
 
 
 def _slices(given: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
