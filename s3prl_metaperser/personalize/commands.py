@@ -39,10 +39,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser, help_of_checkpoint: str) -> None:
     """Add what every command that loads a checkpoint takes: ``--checkpoint``, ``--device``, ``--upstream-ckpt``."""
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="CKPT", help=help_of_checkpoint)
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
+    parser.add_argument("--checkpoint", type=given_path, required=True, metavar="CKPT", help=help_of_checkpoint)
+    parser.add_argument(
+        "--device", type=given_text, metavar="DEVICE", help="cpu, cuda, cuda:1, … (default: cuda if there is one)"
+    )
     parser.add_argument(
         "--upstream-ckpt",
+        type=given_text,
         metavar="FILE",
         help="where the upstream's own checkpoint (s3prl's -k) is now, if it is not where training read it",
     )
@@ -93,6 +96,22 @@ def training_corpus(model: Recogniser, folder: Path | None) -> Corpus:
     return load_corpus(place)
 
 
+def given_text(text: str) -> str:
+    """Take an argument that is not empty, as a shell makes it of a variable that is not set.
+
+    Raises:
+        ArgumentTypeError: when it is.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("is given as empty text; is a variable of the shell not set?")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """Take a path, of which empty text would be the working folder; see :func:`given_text`."""
+    return Path(given_text(text))
+
+
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
@@ -126,16 +145,21 @@ def _register_suggest(subparsers: argparse._SubParsersAction) -> None:
         "the annotators whom the checkpoint was trained on hear differently.",
     )
     add_model_options(parser, "a meta-trained checkpoint, such as result/meta_perser/dev-best.ckpt")
-    parser.add_argument("--audio-root", type=Path, required=True, metavar="DIR", help="folder with the recordings")
+    parser.add_argument(
+        "--audio-root", type=given_path, required=True, metavar="DIR", help="folder with the recordings"
+    )
     parser.add_argument("--n", type=_positive, default=16, metavar="N", help="how many clips (default: %(default)s)")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE.csv", help="clips that are labelled already; others are suggested"
+        "--labels", type=given_path, metavar="FILE.csv", help="clips that are labelled already; others are suggested"
     )
     parser.add_argument(
-        "--corpus", type=Path, metavar="DIR", help="the training corpus (default: where training found it)"
+        "--corpus", type=given_path, metavar="DIR", help="the training corpus (default: where training found it)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.csv", help="write them as a csv whose column emotions is yours to fill in"
+        "--out",
+        type=given_path,
+        metavar="FILE.csv",
+        help="write them as a csv whose column emotions is yours to fill in",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.csv")
     parser.set_defaults(run=run_suggest)
@@ -188,13 +212,18 @@ def _register_labels(subparsers: argparse._SubParsersAction) -> None:
         description="Write what one annotator of a prepared corpus said, as the csv that `metaperser adapt` reads.",
     )
     parser.add_argument(
-        "--corpus", type=Path, required=True, metavar="DIR", help="folder that `metaperser prepare` wrote"
+        "--corpus", type=given_path, required=True, metavar="DIR", help="folder that `metaperser prepare` wrote"
     )
     parser.add_argument("--annotator", required=True, metavar="NAME", help="whose labels")
     parser.add_argument(
-        "--only", type=Path, metavar="FILE.csv", help="of the clips in this csv, such as those that `suggest` wrote"
+        "--only",
+        type=given_path,
+        metavar="FILE.csv",
+        help="of the clips in this csv, such as those that `suggest` wrote",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the csv, with audio,emotions")
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="FILE.csv", help="the csv, with audio,emotions"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.csv")
     parser.set_defaults(run=run_labels)
 
@@ -242,15 +271,15 @@ def _register_adapt(subparsers: argparse._SubParsersAction) -> None:
     add_model_options(parser, "the checkpoint to adapt, such as result/meta_perser/dev-best.ckpt")
     parser.add_argument(
         "--labels",
-        type=Path,
+        type=given_path,
         required=True,
         metavar="FILE.csv",
         help="columns audio,emotions: a clip and what the listener heard, several emotions joined by ';'",
     )
     parser.add_argument(
-        "--audio-root", type=Path, metavar="DIR", help="what audio is relative to (default: the csv's folder)"
+        "--audio-root", type=given_path, metavar="DIR", help="what audio is relative to (default: the csv's folder)"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="MY.ckpt", help="the listener's checkpoint")
+    parser.add_argument("--out", type=given_path, required=True, metavar="MY.ckpt", help="the listener's checkpoint")
     add_adaptation_options(parser)
     parser.add_argument(
         "--folds",
@@ -328,6 +357,7 @@ def _register_predict(subparsers: argparse._SubParsersAction) -> None:
     add_model_options(parser, "a listener's own checkpoint, or any of -d metaperser")
     parser.add_argument(
         "recordings",
+        type=given_text,
         nargs="+",
         metavar="WAV",
         help="recordings, folders of them, patterns such as 'clips/*.wav', or - to read paths from standard input",
