@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from conftest import write_small_corpus
+from test_reliability import bound_by_file_modes
 from workshop import LAUNCHER, STOCK, Workshop
 
 from s3prl_metaperser.audio import read_audio
@@ -331,9 +332,43 @@ def test_what_python_users_get_wrong_is_said_in_words(shop, corpus):
         (lambda: model.judge([clip, other], ["sad", "sad"], steps=2.5), "steps 2.5"),
         (lambda: model.judge([clip], ["sad"]), "at least two"),
         (lambda: model.adapt([clip], ["sad"], lr=-1), "rate -1; expected a number above 0"),
+        (lambda: model.adapt([clip], ["sad"], lr="x"), "rate 'x'; expected a number above 0"),
+        (lambda: model.adapt([clip], ["sad"], steps=True), "steps True; expected a whole number"),
+        (lambda: model.judge([clip, other], ["sad", "sad"], folds=2.5), "folds 2.5; expected a whole number"),
+        (lambda: model.adapt([clip], [None]), r"label 0 \(None\): expected text"),
+        (lambda: model.adapt([clip], [b"sad"]), r"label 0 \(b'sad'\): expected text"),
+        (lambda: model.adapt([clip], None), "None as labels"),
+        (lambda: model.predict(None), "None as recordings"),
+        (lambda: model.predict([clip, None]), "waveform 1: is of type NoneType"),
+        (lambda: model.predict([clip.with_name("a" * 300)]), "aaa: no such recording"),
+        (lambda: model.predict([clip, np.zeros(10, np.float32)]), "waveform 1: lasts 0.0006 s"),
+        (lambda: model.predict([np.full(32000, 1e300)]), "waveform 0: has .* expected finite"),
     ):
         with pytest.raises(MetaPerSERError, match=message):
             call()
+
+
+@pytest.mark.parametrize("run", ["frozen", "entire"])
+def test_what_is_too_loud_for_the_upstream_is_no_answer(shop, corpus, run):
+    """wav2vec 2.0's kin normalise what they hear, up to where its squares are infinite."""
+    model = metaperser.load(shop.root / run / "dev-best.ckpt", "cpu")
+    clip = read_audio(corpus / "audio/Ses01_00.wav")
+    with pytest.raises(MetaPerSERError, match=r"waveform 1: .* not finite"):
+        model.predict([clip, clip / clip.abs().max() * 1e38])
+
+
+def test_numpys_arrays_and_numbers_are_taken_as_they_come(shop, corpus):
+    model = metaperser.load(shop.root / "frozen/dev-best.ckpt", torch.device("cpu"))
+    clips = [corpus / f"audio/Ses01_0{index}.wav" for index in range(4)]
+    backwards = read_audio(clips[0]).numpy()[::-1].copy()
+    given = [backwards[::-1], backwards[::-1].astype(">f4"), backwards[::-1].astype(">f8"), clips[0]]
+    heard = model.predict(wav for wav in given)
+    assert max(difference(one.probabilities, heard[3].probabilities) for one in heard) < TOLERANCE
+    labels = np.array(["sad", "angry", "sad", "happy"])
+    mine = model.adapt(iter(clips), labels, steps=np.int64(2))
+    again = model.adapt(clips, list(labels), steps=2)
+    assert all(torch.equal(tensor, again.adaptation.params[name]) for name, tensor in mine.adaptation.params.items())
+    assert model.judge(iter(clips), labels, steps=2) == model.judge(clips, list(labels), steps=np.int32(2))
 
 
 def test_clips_that_cannot_be_read_are_left_out_of_suggestions_and_named_together(called, corpus, tmp_path):
@@ -342,12 +377,16 @@ def test_clips_that_cannot_be_read_are_left_out_of_suggestions_and_named_togethe
     (root / "a.wav").write_text("no audio")
     (root / "b.wav").write_bytes((root / "Ses01_00.wav").read_bytes()[:2000])
     soundfile.write(root / "c.wav", np.zeros(100), 16000)
+    soundfile.write(root / "d.wav", np.zeros(100_000), 1_000_003)
     given = ("--checkpoint", "frozen/dev-best.ckpt", "--device", "cpu")
     done = called("suggest", *given, "--audio-root", root, "--n", 100)
-    assert not {"a.wav", "b.wav", "c.wav"} & set(done.stdout.splitlines())
-    assert "3 of 63 recordings are left out, such as" in done.stderr
+    assert not {"a.wav", "b.wav", "c.wav", "d.wav"} & set(done.stdout.splitlines())
+    assert "4 of 64 recordings are left out, such as" in done.stderr
     done = called("predict", *given, root, check=False)
-    refused(done, ["a.wav: is not a readable recording", "b.wav: is cut off", "c.wav: lasts 0.006 s"])
+    refused(
+        done,
+        ["a.wav: is not a readable recording", "b.wav: is cut off", "c.wav: lasts 0.006 s", "d.wav: has 1,000,003 s"],
+    )
 
 
 def test_a_half_filled_csv_of_suggestions_is_adapted_to(called, corpus, tmp_path):
@@ -523,6 +562,56 @@ def test_bad_arguments_are_refused_in_one_line(shop, called, corpus, labels_csv,
     before = sorted(shop.root.iterdir())
     refused(called(*line.format(**places).split(), given="", check=False), expected)
     assert sorted(shop.root.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict --checkpoint a.ckpt NOTHING",
+        "predict --checkpoint NOTHING a.wav",
+        "predict --checkpoint a.ckpt --upstream-ckpt NOTHING a.wav",
+        "suggest --checkpoint a.ckpt --audio-root NOTHING",
+        "suggest --checkpoint a.ckpt --audio-root . --corpus NOTHING",
+        "adapt --checkpoint a.ckpt --out b.ckpt --labels NOTHING",
+        "labels --corpus NOTHING --annotator E1 --out a.csv",
+    ],
+)
+def test_empty_text_is_not_the_working_folder(capfd, line):
+    with pytest.raises(SystemExit, match="2"):
+        main(["" if word == "NOTHING" else word for word in line.split()])
+    assert capfd.readouterr().err.endswith(": is given as empty text; is a variable of the shell not set?\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes the rights of Linux away")
+class TestWhatMayNotBeLookedInto:
+    @pytest.fixture
+    def locked(self, tmp_path):
+        folder = tmp_path / "clips/locked"
+        folder.mkdir(parents=True)
+        soundfile.write(folder / "a.wav", np.zeros(16000), 16000)
+        folder.chmod(0)
+        with bound_by_file_modes():
+            yield folder
+        folder.chmod(0o700)
+
+    def test_a_folder_of_recordings(self, locked, capfd):
+        with pytest.raises(MetaPerSERError, match=r"locked: cannot be read \(Permission denied\); get the right"):
+            find_recordings(locked)
+        soundfile.write(locked.parent / "b.wav", np.zeros(16000), 16000)
+        assert find_recordings(locked.parent) == ("b.wav",)
+        said = f"metaperser: a file or folder is left out: {locked}: cannot be read (Permission denied)\n"
+        assert capfd.readouterr().err == said
+
+    def test_a_folder_whose_files_are_seen_only(self, locked):
+        locked.chmod(0o400)
+        with pytest.raises(MetaPerSERError, match=r"a\.wav: cannot be read \(Permission denied\)"):
+            find_recordings(locked)
+
+    def test_a_labelled_clip(self, locked):
+        path = locked.parent / "mine.csv"
+        path.write_text("audio,emotions\nlocked/a.wav,sad\n")
+        with pytest.raises(MetaPerSERError, match=r"mine\.csv:2: .*a\.wav cannot be read \(Permission denied\)"):
+            read_labels(path)
 
 
 def test_clips_outside_the_folder_are_not_found(tmp_path):

@@ -50,6 +50,17 @@ class AudioRoot:
         return real == self._real or real.startswith(os.path.join(self._real, ""))
 
 
+def is_out_of_reach(path: Path) -> bool:
+    """Tell a file in a folder that one has no right to look into from one that is not there."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
 def recordings_below(folder: Path, suffix: str) -> dict[str, int]:
     """List the recordings directly in a folder with their sizes, by one scan: thousands of single look-ups are slow.
 

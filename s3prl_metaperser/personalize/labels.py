@@ -16,7 +16,7 @@ from s3prl_metaperser.atomic import write_text
 from s3prl_metaperser.corpus.checks import SEPARATOR, check_inside_root
 from s3prl_metaperser.corpus.csv_file import line_of_row, read_csv
 from s3prl_metaperser.corpus.emotions import OTHER, UnknownEmotionError, parse_emotions
-from s3prl_metaperser.corpus.recordings import AudioRoot
+from s3prl_metaperser.corpus.recordings import AudioRoot, is_out_of_reach
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 
 COLUMNS = ("audio", "emotions")
@@ -89,7 +89,13 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
                 f"line for each clip, several emotions joined by '{SEPARATOR}'"
             )
         first_at[same] = row
-        if not os.path.isfile(inside.path(recording)):
+        place = inside.path(recording)
+        if not os.path.isfile(place):
+            if is_out_of_reach(place):
+                raise MetaPerSERError(
+                    f"{where(row)}: {root / recording} cannot be read (Permission denied); get the right to read the "
+                    "folders that it is in"
+                )
             raise MetaPerSERError(
                 f"{where(row)}: there is no recording {root / recording}; name the folder that the column audio is "
                 "relative to with --audio-root"
@@ -139,7 +145,7 @@ def distributions(labels: Sequence[str | Sequence[str]], classes: Sequence[str])
         (clips, classes) float32.
 
     Raises:
-        MetaPerSERError: an unknown emotion, or a clip without any.
+        MetaPerSERError: an unknown emotion, a clip without any, or what is no text.
     """
     targets = np.zeros((len(labels), len(classes)), dtype=np.float32)
     for row, given in enumerate(labels):
@@ -147,6 +153,10 @@ def distributions(labels: Sequence[str | Sequence[str]], classes: Sequence[str])
             ticked = parse_emotions(given if isinstance(given, str) else SEPARATOR.join(given))
         except UnknownEmotionError as error:
             raise MetaPerSERError(f"label {row} ({given!r}): {error}") from None
+        except TypeError:
+            raise MetaPerSERError(
+                f"label {row} ({given!r}): expected text such as 'angry;sad', or a list such as ['angry', 'sad']"
+            ) from None
         named = [emotion for emotion in ticked if emotion in classes]
         if not named:
             raise MetaPerSERError(f"label {row} ({given!r}) names no emotion of the model; {suggest('', classes)}")

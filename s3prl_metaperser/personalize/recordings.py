@@ -24,23 +24,34 @@ def find_recordings(root: Path) -> tuple[str, ...]:
         root: the folder. A link to a file in it counts, one that leads out of it does not; linked folders are left out.
 
     Returns:
-        Their paths relative to the root, with forward slashes, sorted; without hidden files, which macOS adds.
+        Their paths relative to the root, with forward slashes, sorted; without hidden files, which macOS adds. Folders
+        that may not be read are named on stderr.
 
     Raises:
-        MetaPerSERError: when there is no such folder, or no recording in it.
+        MetaPerSERError: when there is no such folder, it may not be read, or there is no recording in it.
     """
     if not root.is_dir():
         raise MetaPerSERError(f"{root}: no such folder; expected one with recordings")
     inside = root.resolve()
     found = []
-    for folder, folders, files in os.walk(root):
+    refused: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=refused.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(folder, name)
             if path.suffix.lower() not in SUFFIXES or name.startswith("."):
                 continue
-            if path.resolve().is_relative_to(inside) and path.is_file():
-                found.append(path.relative_to(root).as_posix())
+            try:
+                if path.resolve().is_relative_to(inside) and path.is_file():
+                    found.append(path.relative_to(root).as_posix())
+            except OSError as error:
+                refused.append(error)
+    if refused:
+        fault = f"{refused[0].filename}: cannot be read ({refused[0].strerror})"
+        if not found:
+            raise MetaPerSERError(f"{fault}; get the right to read it, or name another folder")
+        count = "a file or folder is" if len(refused) == 1 else f"{len(refused)} files or folders are"
+        print(f"metaperser: {count} left out: {fault}", file=sys.stderr)
     if not found:
         endings = ", ".join(sorted(SUFFIXES))
         raise MetaPerSERError(f"{root}: holds no recording; expected files that end in {endings}")
