@@ -131,14 +131,14 @@ class Recogniser:
         """Say what is heard in recordings.
 
         Args:
-            wavs: files (any format that libsndfile reads, any sample rate) or (samples,) waveforms at 16 kHz.
+            wavs: files (any format that libsndfile reads, of 4 to 192 kHz) or (samples,) waveforms at 16 kHz.
             progress: whether to show a progress bar on stderr.
 
         Returns:
             One result a recording, in their order.
 
         Raises:
-            MetaPerSERError: for a recording that is missing, not audio, empty, cut off or too short, by name.
+            MetaPerSERError: for a recording that is missing, not audio, empty, cut off, too short or too loud, by name.
         """
         wavs = listed(wavs)
         probabilities = self.probabilities(wavs, progress)
