@@ -12,10 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser import __version__
-from s3prl_metaperser.errors import discard_output, told_in_a_line
-
-INTERRUPTED = 130
-"""The exit code shells give to a program that was stopped by Ctrl-C."""
+from s3prl_metaperser.errors import INTERRUPTED, discard_output, told_in_a_line, write_any_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2 after bad input, whose one line is then on stderr.
     """
-    parsed = build_parser().parse_args(arguments)
+    write_any_text()
     try:
+        parsed = build_parser().parse_args(arguments)
         with told_in_a_line():
             code: int = parsed.run(parsed)
             print(end="", flush=True)

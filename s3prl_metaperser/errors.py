@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 EXIT_CODE = 2
+INTERRUPTED = 130
+"""The exit code shells give to a program that was stopped by Ctrl-C."""
 
 _MAY_NOT = "cannot be read or written", "get the right to it and to the folders above it, or name another path"
 _NO_ROOM = "cannot be written", "make room, or name a place on another disk"
@@ -67,7 +70,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     >>> suggest("scpoe", ["scope", "system"])
     "did you mean 'scope'?"
     """
-    choices = [str(choice) for choice in known]
+    choices = sorted(map(str, known)) if isinstance(known, Set) else [str(choice) for choice in known]
     nearest = difflib.get_close_matches(str(word), choices, n=3)
     if nearest:
         return "did you mean " + " or ".join(repr(choice) for choice in nearest) + "?"
@@ -114,6 +117,13 @@ def _without_name() -> str:
         discard_output()
         return "standard output"
     return "a file of this command"
+
+
+def write_any_text() -> None:
+    """Have standard output and error escape what their encoding lacks: no command fails once its work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def discard_output() -> None:

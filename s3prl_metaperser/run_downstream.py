@@ -39,7 +39,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from s3prl_metaperser.errors import EXIT_CODE, exit_with, refusal, told_in_a_line
+from s3prl_metaperser.errors import EXIT_CODE, INTERRUPTED, exit_with, refusal, told_in_a_line, write_any_text
 from s3prl_metaperser.s3prl_errors import explained
 
 PROGRAM = "run_downstream"
@@ -51,6 +51,15 @@ def main(sets_run_up_first: bool = True) -> None:
     Args:
         sets_run_up_first: see :func:`s3prl_metaperser.preflight.check`.
     """
+    write_any_text()
+    try:
+        _run(sets_run_up_first)
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: interrupted; the same command and -a go on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _run(sets_run_up_first: bool) -> None:
     make_ready()
     from s3prl_metaperser.preflight_processes import said_once
 

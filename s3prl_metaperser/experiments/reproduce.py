@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.errors import INTERRUPTED, MetaPerSERError, exit_with
 from s3prl_metaperser.experiments.commands import (
     HelpFormatter,
     add_figure_shots,
@@ -25,9 +25,6 @@ from s3prl_metaperser.experiments.commands import (
     unique,
 )
 from s3prl_metaperser.experiments.preparation import prepare
-
-INTERRUPTED = 130
-"""The exit code shells give to a program that was stopped by Ctrl-C."""
 
 
 def build_parser() -> argparse.ArgumentParser:
