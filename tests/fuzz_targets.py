@@ -283,7 +283,11 @@ def _config(data: bytes, folder: Path) -> None:
 
 
 _ARGUMENTS = ["-m", "train", "-d", "metaperser", "-u", "fbank_no_cmvn", "--device", "cpu", "-n", "run", "-o", "none"]
-_OVERRIDDEN = {"runner": dict.fromkeys(preflight.RUNNER_KEYS, 1), "optimizer": {"lr": 0.1}, SECTION: {"corpus": "here"}}
+_OVERRIDDEN = {
+    "runner": dict.fromkeys(preflight.RUNNER_KEYS, 1),
+    "optimizer": {"name": "AdamW", "lr": 0.1},
+    SECTION: {"corpus": "here"},
+}
 
 
 def _override(data: bytes, folder: Path) -> None:

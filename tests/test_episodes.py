@@ -259,6 +259,6 @@ def test_impossible_splits_are_refused(corpus, scenario, fold, change, expected)
 
 def test_a_corpus_of_one_session_has_no_unseen_recordings(corpus):
     one = dataclasses.replace(corpus, annotations=corpus.annotations.assign(session=1))
-    with pytest.raises(MetaPerSERError, match="is all of one session, .* or use scenario seen"):
+    with pytest.raises(MetaPerSERError, match=r"is all of one session, .* or use scenario seen"):
         make_split(one, "unseen", 1, FEW)
     make_split(one, "seen", 1, FEW)

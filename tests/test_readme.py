@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,5 +118,5 @@ def test_files_that_the_readme_names_exist():
 def test_a_table_ends_in_a_blank_line(path):
     """Without one, the paragraph below becomes rows of the table."""
     lines = path.read_text().splitlines()
-    after = [below for row, below in zip(lines, lines[1:], strict=False) if row.startswith("|")]
+    after = [below for row, below in pairwise(lines) if row.startswith("|")]
     assert [below for below in after if below and not below.startswith("|")] == []
