@@ -43,14 +43,16 @@ def replacing(path: Path) -> Iterator[Path]:
     The content is on the disk before it has its name, so that not even a power cut leaves half a file.
 
     Args:
-        path: the file to be made or replaced; its folder is created.
+        path: the file to be made or replaced; its folder is created. Where it is a link, the file that it leads to.
 
     Yields:
         The temporary path to write to. After an exception it is removed and ``path`` is as it was.
 
     Raises:
         UnwritableError: for what the file system refuses, in the block too.
+        MetaPerSERError: for a link to nothing, a folder, a pipe or a device.
     """
+    path = _written_through(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, glob.escape(path.name), LEFTOVER_SECONDS)
@@ -70,6 +72,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except MetaPerSERError:
         raise
+    except OSError as error:
+        raise UnwritableError(path, error) from None
+
+
+def _written_through(path: Path) -> Path:
+    """Follow links, which would be replaced otherwise, and keep to what a file can take the place of."""
+    try:
+        if path.is_symlink() and not path.exists():
+            raise MetaPerSERError(
+                f"{path}: a link to {os.readlink(path)}, which is not there; expected a file to write"
+            )
+        if path.exists() and not path.is_file():
+            raise MetaPerSERError(f"{path}: is no file, but a folder, a pipe or a device; expected a file to write")
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
     except OSError as error:
         raise UnwritableError(path, error) from None
 

@@ -83,7 +83,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
 
     checkpoint_path, damaged = _past_experiment(args)
     if damaged:
-        passed_on = [*_without_auto_resume(passed_on), "-e", str(checkpoint_path)]
+        passed_on = [*_without_auto_resume(passed_on, parsed.actions), "-e", str(checkpoint_path)]
     if checkpoint_path is not None:
         checkpoint = _load_checkpoint(checkpoint_path, "-e")
         fault = training_fault(checkpoint) if args.mode == "train" else None
@@ -199,9 +199,19 @@ def _past_experiment(args: argparse.Namespace) -> tuple[Path | None, list[Path]]
     return resuming.newest_sound(states)
 
 
-def _without_auto_resume(arguments: Sequence[str]) -> list[str]:
-    """Leave out ``-a``, for which s3prl would look into the folder once more."""
-    return [one for one in arguments if not (one == "-a" or (len(one) > 2 and "--auto_resume".startswith(one)))]
+def _without_auto_resume(arguments: Sequence[str], actions: Sequence[argparse.Action]) -> list[str]:
+    """Leave out ``-a``, also of flags in one (``-fa``), for which s3prl would look into the folder once more."""
+    switches = {option[1] for action in actions if action.nargs == 0 for option in action.option_strings}
+    kept = []
+    for one in arguments:
+        if one.startswith("-") and not one.startswith("--") and len(one) > 1 and set(one[1:]) <= switches:
+            one = one.replace("a", "")
+            if one == "-":
+                continue
+        elif len(one) > 2 and "--auto_resume".startswith(one):
+            continue
+        kept.append(one)
+    return kept
 
 
 def _load_checkpoint(path: Path, flag: str) -> Config:
@@ -372,6 +382,11 @@ def _check_device(device: str, local_rank: int | None = None) -> None:
         raise MetaPerSERError(f"--device {device}: not a device of torch; expected cpu, cuda or cuda:NUMBER") from None
     if chosen.type == "meta":
         raise MetaPerSERError(f"--device {device}: computes nothing; expected cpu, cuda or cuda:NUMBER")
+    if chosen.type != "cuda":
+        try:
+            torch.zeros(1, device=chosen)
+        except (RuntimeError, NotImplementedError, ImportError, AttributeError, AssertionError):
+            raise MetaPerSERError(f"--device {device}: torch has no such device here; try --device cpu") from None
     if local_rank is not None:
         check_processes(chosen, local_rank)
     if chosen.type != "cuda":

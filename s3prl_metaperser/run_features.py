@@ -24,6 +24,7 @@ from s3prl_metaperser.upstream.cache import (
     FileHashes,
     UpstreamIdentity,
     default_cache,
+    expanded,
 )
 from s3prl_metaperser.upstream.features import (
     Features,
@@ -185,7 +186,7 @@ class RunFeatures:
         # Whoever only listens has a checkpoint's config, which may be another's, and is not to say what is written.
         if self.settings.feature_cache == "auto" or self.arguments["mode"] == "inference":
             return default_cache()
-        return Path(self.settings.feature_cache).expanduser()
+        return expanded(self.settings.feature_cache)
 
     def _identity(self, pooled: PooledUpstream, cache: Path) -> UpstreamIdentity:
         featurizer = pooled.featurizer

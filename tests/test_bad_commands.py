@@ -105,6 +105,10 @@ METAPERSER = [
         "fbnk",
     ),
     (
+        f"{TABLE1} 'runner.x=&a [*a]' -u fbank_no_cmvn --out new",
+        r"runner.x:1: \*a stands for something that is not complete before it",
+    ),
+    (
         f"{TABLE1} -u fbank_no_cmvn --out mine.csv --shots 4 --queries 8",
         "mine.csv",
     ),

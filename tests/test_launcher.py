@@ -114,6 +114,7 @@ def launch(*arguments, **environment):
         ("-o config.runner.total_steps.a=1", "'total_steps' holds the value 2"),
         ("-o config.runner.max_keep=None", "missing runner.max_keep"),
         ("-o config.runner=None", "the key 'runner' is missing"),
+        ("--device mps", "--device mps: torch has no such device here"),
         ("--push_to_hf_hub True", "--push_to_hf_hub: s3prl logs in by a function that huggingface_hub"),
         ("-u someone/model --hub huggingface", "--hub huggingface: s3prl asks huggingface_hub"),
         ("-m inference -t gone.wav", "-t gone.wav: no such file"),
@@ -322,6 +323,12 @@ class TestStandIns:
         self.torchaudio.set_audio_backend = self.huggingface_hub.Repository = mine
         run_downstream.install_stand_ins()
         assert self.torchaudio.set_audio_backend is self.huggingface_hub.Repository is mine
+
+
+def test_going_on_automatically_is_left_out_of_flags_in_one():
+    actions = preflight._parse(["-m", "train"]).actions
+    given = ["-m", "train", "-a", "-fa", "-n", "a", "--auto", "-u", "fbank", "-f"]
+    assert preflight._without_auto_resume(given, actions) == ["-m", "train", "-f", "-n", "a", "-u", "fbank", "-f"]
 
 
 def test_the_launcher_itself_ends_in_one_line_and_code_2(config, tmp_path):

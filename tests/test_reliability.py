@@ -30,7 +30,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.reporting import Report
 from s3prl_metaperser.settings import read_settings
-from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
+from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, default_cache
 from s3prl_metaperser.upstream.features import cached_features
 from s3prl_metaperser.upstream.pooling import PooledUpstream
 
@@ -125,6 +125,29 @@ def on_a_full_disk():
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_what_is_written_goes_through_links_and_replaces_nothing_but_files(tmp_path):
+    (tmp_path / "target.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("target.csv")
+    (tmp_path / "dangling.csv").symlink_to("nowhere/gone.csv")
+    os.mkfifo(tmp_path / "pipe")
+    write_text(tmp_path / "link.csv", "new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "target.csv").read_text() == "new"
+    for name, said in (
+        ("dangling.csv", "a link to nowhere/gone.csv, which is not there"),
+        ("pipe", "a pipe or a device"),
+    ):
+        with pytest.raises(MetaPerSERError, match=said):
+            write_text(tmp_path / name, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling.csv", "link.csv", "pipe", "target.csv"]
+
+
+def test_a_user_without_a_home_is_told_where_the_cache_may_be(monkeypatch):
+    monkeypatch.setenv("METAPERSER_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(MetaPerSERError, match=r"no home folder is known for this user; .*METAPERSER_CACHE"):
+        default_cache()
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):

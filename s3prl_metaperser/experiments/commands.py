@@ -188,16 +188,16 @@ def _rate(text: str) -> float:
 
 
 def _override(text: str) -> tuple[str | None, str, Any]:
-    import yaml
+    from s3prl_metaperser.yaml_text import read_yaml
 
     name, equals, value = text.partition("=")
     config, colon, key = name.rpartition(":")
     if not (key and equals) or (colon and not config):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE or CONFIG:KEY=VALUE")
     try:
-        return config or None, key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"{text!r}: the value is not YAML") from None
+        return config or None, key, read_yaml(value, name)
+    except MetaPerSERError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def unique(given: Sequence[T]) -> list[T]:

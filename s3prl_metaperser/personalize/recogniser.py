@@ -431,6 +431,8 @@ def refuse_existing(path: Path, overwrite: bool, source: Path | None = None) -> 
     """
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise MetaPerSERError(f"{path} is what the result is made from; choose another name for the result")
+    if path.is_symlink() and not path.exists():
+        raise MetaPerSERError(f"{path}: a link to {path.readlink()}, which is not there; expected a file to write")
     if path.is_dir():
         raise MetaPerSERError(f"{path}: is a folder; expected a file to write, such as {path / 'my.ckpt'}")
     if path.exists() and not overwrite:

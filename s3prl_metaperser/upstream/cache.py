@@ -76,8 +76,22 @@ def default_cache() -> Path:
     """Give the user's cache folder: ``$METAPERSER_CACHE``, else ``metaperser`` in the XDG cache folder."""
     chosen = os.environ.get("METAPERSER_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaperser"
+        return expanded(chosen)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "metaperser"
+
+
+def expanded(folder: str) -> Path:
+    """Give a cache folder's path, with the user's home in place of ``~``.
+
+    Raises:
+        MetaPerSERError: when the system knows of no home.
+    """
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        raise MetaPerSERError(
+            f"{folder}: no home folder is known for this user; name a folder for features by METAPERSER_CACHE"
+        ) from None
 
 
 @contextmanager

@@ -55,8 +55,8 @@ def lengths_of(paths: Sequence[Path]) -> list[int]:
 def _samples(path: Path) -> int:
     try:
         header = soundfile.info(str(path))
-    except soundfile.LibsndfileError:
-        # The same file, read in full, says what is wrong with it.
+    except (soundfile.LibsndfileError, TypeError, ValueError):
+        # Also of raw samples, and of names that are not UTF-8. The same file, read in full, says what is wrong with it.
         return len(read_audio(path))
     return -(-header.frames * SAMPLE_RATE // header.samplerate)
 
