@@ -80,7 +80,7 @@ class SlurmLauncher(Launcher):
         try:
             import submitit  # noqa: F401
         except ImportError:
-            raise MetaPerSERError("--slurm needs submitit: pip install 's3prl-metaperser[slurm]'") from None
+            raise MetaPerSERError("--slurm needs submitit: pip install submitit") from None
         for program in ("sbatch", "srun", "sacct", "scancel"):
             if shutil.which(program) is None:
                 raise MetaPerSERError(f"--slurm: there is no {program!r} here; give the command on a login node")
