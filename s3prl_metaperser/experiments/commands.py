@@ -153,9 +153,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=_positive, default=1, metavar="N", help="CPU threads of each run")
     add("--jobs", type=_positive, default=1, metavar="N", help="runs at once; with --slurm, jobs submitted at once")
     add("--dry-run", action="store_true", help="print every run and its command, and do nothing")
-    slurm = parser.add_argument_group(
-        "on a cluster", "One Slurm job a run; needs pip install submitit."
-    )
+    slurm = parser.add_argument_group("on a cluster", "One Slurm job a run; needs pip install submitit.")
     slurm.add_argument("--slurm", action="store_true", help="submit runs to Slurm; --out must be on a shared disk")
     slurm.add_argument("--slurm-partition", metavar="NAME", help="partition; the cluster's default without it")
     slurm.add_argument("--slurm-gpus", type=int, choices=range(9), default=0, metavar="N", help="GPUs of each job")
