@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import is_initialized
@@ -21,7 +22,7 @@ from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM, weights_fit
 from s3prl_metaperser.datasets import Batch
 from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, nothing_of, own_share
-from s3prl_metaperser.errors import exits_on_bad_input
+from s3prl_metaperser.errors import MetaPerSERError, exits_on_bad_input
 from s3prl_metaperser.inference import Inference
 from s3prl_metaperser.metrics import decide
 from s3prl_metaperser.network import Network
@@ -203,6 +204,8 @@ class DownstreamExpert(nn.Module):
         if not isinstance(self.network, Inference):
             raise TypeError("inference is of -m inference")
         emotions, probabilities = self.network.emotions, self.network.hear([self._wav])[0]
+        if not np.isfinite(probabilities).all():
+            raise MetaPerSERError(f"{filenames[0]}: what is heard in it is not finite; expected samples from -1 to 1")
         decided = decide(probabilities[None])[0]
         heard = {
             "utterance": filenames[0],

@@ -65,16 +65,9 @@ class Inference(Network):
 
         Returns:
             (wavs, classes).
-
-        Raises:
-            MetaPerSERError: when the upstream makes no finite features of one.
         """
         pooled = self.of_upstream.pooled
         statistics = torch.stack([clip.statistics for clip in pooled(wavs)]).to(pooled.device)
-        if not bool(statistics.isfinite().all()):
-            raise MetaPerSERError(
-                f"{pooled.name} makes features of this recording that are not finite; expected samples from -1 to 1"
-            )
         standardised = self.learner.standardization(statistics).unsqueeze(0)
         probabilities: np.ndarray = self.learner.probabilities(standardised)[0].cpu().numpy()
         return probabilities

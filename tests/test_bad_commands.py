@@ -130,7 +130,7 @@ METAPERSER = [
     ),
     (
         f"{TABLE1} -u fbank_no_cmvn --out new --set a.b=[",
-        "the value is not YAML",
+        "a.b:1: not valid YAML",
     ),
     (
         f"{TABLE1} -u fbank_no_cmvn --out new --set downstream_expert.scpoe=1",
