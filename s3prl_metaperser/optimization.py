@@ -53,7 +53,7 @@ def _named(key: str, section: Any, module: ModuleType, others: set[str]) -> Mapp
     functions = inspect.getmembers(module, inspect.isfunction)
     known = {name.removeprefix(_PREFIX) for name, _ in functions if name.startswith(_PREFIX)} - others
     name = section.get("name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         hint = suggest(name, known) if isinstance(name, str) else f"expected one of {', '.join(sorted(known))}"
         raise MetaPerSERError(f"config key '{key}.name' is {name!r:.80}, which s3prl does not have: {hint}")
     return section

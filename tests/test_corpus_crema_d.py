@@ -153,3 +153,9 @@ def test_a_faulty_clone_is_named(tmp_path, spoil, expected):
     assert "\n" not in message
     for part in expected:
         assert part in message
+
+
+def test_responses_of_which_none_is_left_are_refused(tmp_path):
+    root = write_clone(tmp_path, [("30", 1, "1001_DFA_ANG_XX", "NA")])
+    with pytest.raises(MetaPerSERError, match="none of its voice-only responses names an emotion of a clip"):
+        prepare_crema_d(root)

@@ -34,6 +34,7 @@ def test_every_config_of_ours_passes_and_draws_nothing():
         ({"optimizer": {"lr": 0.1}}, "'optimizer.name' is None, .* expected one of Adam, AdamW"),
         ({"optimizer": {"name": "optimizer", "lr": 0.1}}, "which s3prl does not have"),
         ({"optimizer": [1]}, "should be a mapping"),
+        ({"optimizer": {"name": ["Adam"], "lr": 0.1}}, "'optimizer.name' is .*, which s3prl does not have"),
         ({"optimizer": {"name": "Adam", "lr": -1.0}}, "'optimizer.lr' has the value -1.0: a number above 0"),
         ({"optimizer": {"name": "Adam", "lr": float("nan")}}, "'optimizer.lr' has the value nan"),
         ({"optimizer": {"name": "Adam", "lr": "1e-3"}}, "'optimizer.lr' has the value '1e-3'"),

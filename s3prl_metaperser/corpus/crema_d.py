@@ -69,6 +69,8 @@ def prepare_crema_d(source: Path) -> tuple[Corpus, PreparationReport]:
     report = PreparationReport()
     voice = _voice_only(responses, path, report)
     clips = sorted(voice["clipName"].unique())
+    if not clips:
+        raise MetaPerSERError(f"{path}: none of its voice-only responses names an emotion of a clip; is it cut off?")
     actors = sorted({clip[:4] for clip in clips})
     sessions = {actor: place % SESSIONS + 1 for place, actor in enumerate(actors)}
 
