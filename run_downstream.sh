@@ -146,7 +146,8 @@ run_tests() {
     if ((${#failed[@]})); then
         say "failed so far: ${failed[*]} (see above)"
     fi
-    say "tests";  "$PYTHON" -m pytest -n 2 --dist loadfile || failed+=(tests)
+    # A thread each: two processes with a thread for every core take up to four times as long.
+    say "tests";  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest -n 2 --dist loadfile || failed+=(tests)
     ((${#failed[@]} == 0))
 }
 
