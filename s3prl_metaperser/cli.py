@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from s3prl_metaperser import __version__
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import INTERRUPTED, discard_output, told_in_a_line, write_any_text
 
 
@@ -105,7 +105,7 @@ def _register_links(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         parser = subparsers.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         parser.add_argument(
             "--s3prl",
-            type=Path,
+            type=given_path,
             metavar="PATH",
             help="the clone, or the package folder s3prl/ in it; by default the s3prl that is installed here",
         )

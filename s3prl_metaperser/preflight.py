@@ -25,6 +25,7 @@ import torch
 from s3prl_metaperser import configs, resuming, torch_files
 from s3prl_metaperser.checkpoint_form import command_fault, training_fault
 from s3prl_metaperser.checkpoints import DOWNSTREAM, read_checkpoint
+from s3prl_metaperser.devices import works_here
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.network import Network
@@ -382,11 +383,8 @@ def _check_device(device: str, local_rank: int | None = None) -> None:
         raise MetaPerSERError(f"--device {device}: not a device of torch; expected cpu, cuda or cuda:NUMBER") from None
     if chosen.type == "meta":
         raise MetaPerSERError(f"--device {device}: computes nothing; expected cpu, cuda or cuda:NUMBER")
-    if chosen.type != "cuda":
-        try:
-            torch.zeros(1, device=chosen)
-        except (RuntimeError, NotImplementedError, ImportError, AttributeError, AssertionError):
-            raise MetaPerSERError(f"--device {device}: torch has no such device here; try --device cpu") from None
+    if chosen.type != "cuda" and not works_here(chosen):
+        raise MetaPerSERError(f"--device {device}: torch has no such device here; try --device cpu")
     if local_rank is not None:
         check_processes(chosen, local_rank)
     if chosen.type != "cuda":

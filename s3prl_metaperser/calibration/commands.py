@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.personalize.commands import (
     add_adaptation_options,
@@ -41,13 +42,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "command goes on where it stopped.",
     )
     add_model_options(parser, "the checkpoint to make yours, such as result/meta_perser/dev-best.ckpt")
-    parser.add_argument("--audio-root", type=Path, required=True, metavar="DIR", help="folder with the recordings")
-    parser.add_argument("--out", type=Path, required=True, metavar="MY.ckpt", help="your model, written when you save")
+    parser.add_argument(
+        "--audio-root", type=given_path, required=True, metavar="DIR", help="folder with the recordings"
+    )
+    parser.add_argument(
+        "--out", type=given_path, required=True, metavar="MY.ckpt", help="your model, written when you save"
+    )
     parser.add_argument(
         "--n", type=int, metavar="N", help=f"how many clips to suggest (default: {CLIPS}, or as many as before)"
     )
     parser.add_argument(
-        "--corpus", type=Path, metavar="DIR", help="the training corpus (default: where training found it)"
+        "--corpus", type=given_path, metavar="DIR", help="the training corpus (default: where training found it)"
     )
     add_adaptation_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import MetaPerSERError
 
 # pandas and soundfile take a second to import, too long for `metaperser --help`: each function imports what it needs.
@@ -45,7 +45,7 @@ def register_readers(readers: argparse._SubParsersAction) -> None:
         "(1), speaker (unknown), kind (external); several emotions are joined by ';'",
     )
     table.add_argument(
-        "--audio-root", type=Path, metavar="DIR", help="what audio is relative to (default: the csv's folder)"
+        "--audio-root", type=given_path, metavar="DIR", help="what audio is relative to (default: the csv's folder)"
     )
     table.add_argument("--name", help="what to call the corpus (default: the csv's name)")
 
@@ -58,7 +58,9 @@ def register_demo_corpus(subparsers: argparse._SubParsersAction) -> None:
         description="Write a synthetic corpus in IEMOCAP's layout: 654 speech-like recordings, twelve annotators with "
         "personal habits. Prepare it afterwards with `metaperser prepare iemocap`.",
     )
-    demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write Session1 to Session5 to")
+    demo.add_argument(
+        "--out", type=given_path, required=True, metavar="DIR", help="folder to write Session1 to Session5 to"
+    )
     demo.add_argument("--seed", type=int, default=0, help="draws voices, listeners and labels (default: %(default)s)")
     demo.add_argument("--overwrite", action="store_true", help="replace the sessions already in DIR")
     demo.set_defaults(run=run_demo_corpus)
@@ -72,8 +74,8 @@ def _reader(
     source: str,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = readers.add_parser(name, help=purpose, description=f"Prepare {purpose}.")
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=source)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the manifest to")
+    parser.add_argument("source", type=given_path, metavar="SOURCE", help=source)
+    parser.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write the manifest to")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that DIR already holds")
     parser.set_defaults(run=run)
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import MetaPerSERError
 
 if TYPE_CHECKING:
@@ -71,9 +72,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             formatter_class=HelpFormatter,
         )
         parser.add_argument(
-            "--corpus", type=Path, required=True, metavar="DIR", help="the folder that `metaperser prepare` wrote"
+            "--corpus", type=given_path, required=True, metavar="DIR", help="the folder that `metaperser prepare` wrote"
         )
-        parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs, results and tables go")
+        parser.add_argument(
+            "--out", type=given_path, required=True, metavar="DIR", help="where runs, results and tables go"
+        )
         parser.add_argument("-u", "--upstream", required=True, help="s3prl upstream: fbank_no_cmvn, wavlm_base, …")
         add_shots(parser, kind)
         if kind != "table2":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import MetaPerSERError, exit_with
 from s3prl_metaperser.experiments.preparation import prepare
 
@@ -100,7 +101,9 @@ def say(what: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m s3prl_metaperser.experiments.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("result/demo"), help="folder for everything (result/demo)")
+    parser.add_argument(
+        "--out", type=given_path, default=Path("result/demo"), help="folder for everything (result/demo)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus (0)")
     args = parser.parse_args(arguments)
     try:

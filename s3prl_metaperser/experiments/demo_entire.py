@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import MetaPerSERError, exit_with
 from s3prl_metaperser.experiments.demo import make_corpus, say
 
@@ -271,9 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "to the same weights.",
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("result/demo-entire"), help="folder for everything (result/demo-entire)")
+    add("--out", type=given_path, default=Path("result/demo-entire"), help="folder for everything (result/demo-entire)")
     add("-u", "--upstream", metavar="NAME", help="s3prl upstream; without it, a small WavLM with random weights")
-    add("-k", "--upstream-ckpt", type=Path, metavar="FILE", help="checkpoint of a *_local upstream")
+    add("-k", "--upstream-ckpt", type=given_path, metavar="FILE", help="checkpoint of a *_local upstream")
     add("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1 (cpu)")
     add("--seed", type=int, default=0, help="of the corpus, the random weights and all draws (0)")
     args = parser.parse_args(arguments)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import INTERRUPTED, MetaPerSERError, exit_with
 from s3prl_metaperser.experiments.commands import (
     HelpFormatter,
@@ -36,9 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="IEMOCAP_ROOT", help="IEMOCAP_full_release, or any corpus in its layout")
+    add("root", type=given_path, metavar="IEMOCAP_ROOT", help="IEMOCAP_full_release, or any corpus in its layout")
     add("-u", "--upstream", default="wavlm_base", help="s3prl upstream")
-    add("--out", type=Path, default=Path("result/reproduce"), metavar="DIR", help="where everything goes")
+    add("--out", type=given_path, default=Path("result/reproduce"), metavar="DIR", help="where everything goes")
     add("--name", default="IEMOCAP", help="what to call the corpus")
     add_shots(parser, "table1")
     add_figure_shots(parser, "--figure-shots")

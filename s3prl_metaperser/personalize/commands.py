@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from s3prl_metaperser.corpus.manifest import Corpus
     from s3prl_metaperser.personalize.recogniser import Heard, Recogniser
 
+from s3prl_metaperser.argument_types import given_path, given_text
 from s3prl_metaperser.personalize import STEPS
 
 DIGITS = 8
@@ -94,22 +95,6 @@ def training_corpus(model: Recogniser, folder: Path | None) -> Corpus:
             f"the corpus {place} that {model.checkpoint} was trained on is not here; say where it is with --corpus"
         )
     return load_corpus(place)
-
-
-def given_text(text: str) -> str:
-    """Take an argument that is not empty, as a shell makes it of a variable that is not set.
-
-    Raises:
-        ArgumentTypeError: when it is.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("is given as empty text; is a variable of the shell not set?")
-    return text
-
-
-def given_path(text: str) -> Path:
-    """Take a path, of which empty text would be the working folder; see :func:`given_text`."""
-    return Path(given_text(text))
 
 
 def _positive(text: str) -> int:

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from s3prl_metaperser.devices import works_here
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.preflight import known_arguments
@@ -39,7 +39,10 @@ def command_line(
         given = {**vars(parser.namespace), **vars(checkpoint["Args"])}
     except (KeyError, TypeError):
         raise MetaPerSERError(f"checkpoint {path} holds no command line; expected one of s3prl's runner") from None
-    _check_device(device)
+    if not works_here(device):
+        raise MetaPerSERError(
+            f"device {device!r}: torch cannot use it here; expected cpu, or a GPU that torch finds, such as cuda:0"
+        )
     own = {"mode": "inference", "init_ckpt": str(path), "device": device, "local_rank": None, "upstream_refresh": False}
     args = argparse.Namespace(**{**given, **own})
     by_hand = [] if upstream_ckpt is None else ["upstream_ckpt"]
@@ -51,20 +54,6 @@ def command_line(
 
     check_upstream(args, hub)
     return args
-
-
-def _check_device(device: str) -> None:
-    """Try whether torch can work on a device, and fetch what it made there.
-
-    Raises:
-        MetaPerSERError: when it cannot, for whatever reason its backend has.
-    """
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise MetaPerSERError(
-            f"device {device!r}: torch cannot use it here; expected cpu, or a GPU that torch finds, such as cuda:0"
-        ) from None
 
 
 def make_upstream(args: argparse.Namespace, config: dict[str, Any]) -> tuple[nn.Module, Any]:

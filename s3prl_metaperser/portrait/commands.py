@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import MetaPerSERError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "dpi) and PDF and the numbers as CSV. The same corpus, checkpoint and seed give the same bytes.",
     )
     add = parser.add_argument
-    add("--corpus", type=Path, required=True, metavar="DIR", help="the folder that `metaperser prepare` wrote")
-    add("--out", type=Path, required=True, metavar="OUT", help="the page to write, such as portrait.html")
-    add("--checkpoint", type=Path, metavar="CKPT", help="such as RUN/dev-best.ckpt, of Meta-PerSER or SSL-E")
+    add("--corpus", type=given_path, required=True, metavar="DIR", help="the folder that `metaperser prepare` wrote")
+    add("--out", type=given_path, required=True, metavar="OUT", help="the page to write, such as portrait.html")
+    add("--checkpoint", type=given_path, metavar="CKPT", help="such as RUN/dev-best.ckpt, of Meta-PerSER or SSL-E")
     add(
         "--most",
         type=_positive,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from s3prl_metaperser.argument_types import given_path
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -21,7 +22,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "directory",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="a clone of s3prl or its package folder s3prl/, which gets the folder in its place; in any other DIR it "
         "becomes DIR/downstream/metaperser",
