@@ -7,7 +7,7 @@ from runner_stand_in import arguments
 from s3prl.upstream.baseline.hubconf import fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 
-from s3prl_metaperser import preflight, run_downstream
+from s3prl_metaperser import preflight_arguments, run_downstream
 from s3prl_metaperser.expert import DownstreamExpert
 from s3prl_metaperser.personal_checkpoint import checkpoint_fingerprint
 
@@ -24,7 +24,7 @@ def whole_checkpoint(corpus, folder, system="meta_perser"):
     return {
         "Downstream": dict(expert.state_dict()),
         "Featurizer": dict(featurizer.state_dict()),
-        "Args": preflight._parse(flags).namespace,
+        "Args": preflight_arguments.parse(flags).namespace,
         "Config": {name: copy.deepcopy(given[name]) for name in sections},
         "Step": 1,
         "Epoch": 0,

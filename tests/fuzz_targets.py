@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from s3prl_metaperser import preflight
+from s3prl_metaperser import preflight, preflight_arguments, preflight_files
 from s3prl_metaperser.configs import folder as config_folder
 from s3prl_metaperser.corpus.crema_d import prepare_crema_d
 from s3prl_metaperser.corpus.iemocap import prepare_iemocap
@@ -270,14 +270,14 @@ def _labels(data: bytes, folder: Path) -> None:
 def _settings(data: bytes, folder: Path) -> None:
     path = folder / "config.yaml"
     path.write_bytes(data)
-    settings = read_settings(preflight._load_config(path).get(SECTION))
+    settings = read_settings(preflight_files.load_config(path).get(SECTION))
     repr(settings)
 
 
 def _config(data: bytes, folder: Path) -> None:
     path = folder / "config.yaml"
     path.write_bytes(data)
-    config = preflight._load_config(path)
+    config = preflight_files.load_config(path)
     for mode in ("train", "evaluate"):
         preflight._check_config(argparse.Namespace(config="config.yaml", mode=mode), config)
 
@@ -293,7 +293,7 @@ _OVERRIDDEN = {
 def _override(data: bytes, folder: Path) -> None:
     args, config = copy.deepcopy(_parsed().namespace), copy.deepcopy(_OVERRIDDEN)
     args.override = data.decode("utf-8", "surrogateescape")
-    preflight._apply_overrides(args, config)
+    preflight_arguments.apply_overrides(args, config)
     check_types(_parsed().actions, args, "the command line")
     preflight._check_device(args.device)
     preflight._check_config(args, config)
@@ -301,8 +301,8 @@ def _override(data: bytes, folder: Path) -> None:
 
 
 @cache
-def _parsed() -> preflight.Parsed:
-    return preflight._parse(_ARGUMENTS)
+def _parsed() -> preflight_arguments.Parsed:
+    return preflight_arguments.parse(_ARGUMENTS)
 
 
 RESULTS = "system,scenario,upstream,scope,test_annotator,episode,shots,queries,maF1,miF1,UA\n" + "".join(

@@ -14,7 +14,7 @@ import requests
 import torch
 import yaml
 
-from s3prl_metaperser import configs, preflight, preflight_upstream, run_downstream, s3prl_errors
+from s3prl_metaperser import configs, preflight, preflight_arguments, preflight_upstream, run_downstream, s3prl_errors
 from s3prl_metaperser.errors import MetaPerSERError
 
 CONFIG = {
@@ -56,7 +56,9 @@ def checkpoint(tmp_path):
     """A checkpoint as s3prl's runner writes it, of the upstream fbank."""
     folder = tmp_path / "past"
     folder.mkdir()
-    args = preflight._parse(f"-m train -d example -u fbank --device cpu -p {folder} -c gone.yaml".split()).namespace
+    args = preflight_arguments.parse(
+        f"-m train -d example -u fbank --device cpu -p {folder} -c gone.yaml".split()
+    ).namespace
     path = folder / "states-2.ckpt"
     torch.save({"Args": args, "Config": CONFIG, "Step": 2, "Epoch": 0}, path)
     return path
@@ -170,7 +172,7 @@ def test_a_config_that_is_no_text(tmp_path):
 def test_an_installed_config_goes_by_its_name(config, monkeypatch):
     monkeypatch.setattr(configs, "available", lambda: {"mine": config})
     arguments = check("mine", "")
-    assert preflight._parse(arguments).namespace.config == str(config)
+    assert preflight_arguments.parse(arguments).namespace.config == str(config)
 
 
 def test_a_good_command_line_passes_unchanged(config):
@@ -246,7 +248,7 @@ class TestCheckpoints:
         sound = str(folder / "states-4.ckpt")
         for mode, flags in (("evaluate", f"-e {folder}"), ("train", f"-a -p {folder} -u fbank -d example")):
             passed_on = preflight.check(f"-m {mode} {flags} --device cpu".split())
-            read = preflight._parse(passed_on).namespace
+            read = preflight_arguments.parse(passed_on).namespace
             assert (read.past_exp, read.auto_resume) == (sound, False)
             said = capsys.readouterr().err
             assert f"states-12.ckpt is damaged ({(folder / 'states-2.ckpt').stat().st_size - 500} bytes" in said
@@ -326,9 +328,18 @@ class TestStandIns:
 
 
 def test_going_on_automatically_is_left_out_of_flags_in_one():
-    actions = preflight._parse(["-m", "train"]).actions
+    actions = preflight_arguments.parse(["-m", "train"]).actions
     given = ["-m", "train", "-a", "-fa", "-n", "a", "--auto", "-u", "fbank", "-f"]
-    assert preflight._without_auto_resume(given, actions) == ["-m", "train", "-f", "-n", "a", "-u", "fbank", "-f"]
+    assert preflight_arguments.without_auto_resume(given, actions) == [
+        "-m",
+        "train",
+        "-f",
+        "-n",
+        "a",
+        "-u",
+        "fbank",
+        "-f",
+    ]
 
 
 def test_the_launcher_itself_ends_in_one_line_and_code_2(config, tmp_path):
@@ -405,7 +416,7 @@ def raised_while_the_upstream_is_made(error, monkeypatch):
 
     monkeypatch.setattr("s3prl.hub.wavlm", upstream)
     runner = object.__new__(Runner)
-    runner.args = preflight._parse(["-m", "train", "-u", "wavlm", "--device", "cpu"]).namespace
+    runner.args = preflight_arguments.parse(["-m", "train", "-u", "wavlm", "--device", "cpu"]).namespace
     with pytest.raises(type(error)) as caught:
         runner._get_upstream()
     return caught.value

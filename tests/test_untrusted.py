@@ -15,7 +15,7 @@ from crafted import personal, whole_checkpoint
 from runner_stand_in import arguments
 
 import s3prl_metaperser
-from s3prl_metaperser import preflight
+from s3prl_metaperser import preflight, preflight_arguments, preflight_files
 from s3prl_metaperser.cli import main
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.errors import MetaPerSERError
@@ -252,7 +252,7 @@ class TestOverrides:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         code = "config.a=open('made','w'),,config.b=sum,,config.c=[1, 'x'],,args.expname=mine"
         passed_on = preflight.check([*given, code])
-        args = preflight._parse(passed_on).namespace
+        args = preflight_arguments.parse(passed_on).namespace
         from s3prl.utility.helper import override
 
         override(args.override, args, config)
@@ -454,7 +454,7 @@ def test_a_parent_is_taken_only_by_its_fingerprint(checkpoint, tmp_path):
 def test_a_pickle_is_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("old.ckpt").write_bytes(pickle.dumps(OrderedDict(Downstream=Made())))
-    for load in (metaperser.load, lambda path: preflight._load_checkpoint(Path(path), "-e")):
+    for load in (metaperser.load, lambda path: preflight_files.load_checkpoint(Path(path), "-e")):
         with pytest.raises(MetaPerSERError, match=r"old\.ckpt"):
             load("old.ckpt")
     assert not Path("made").exists()

@@ -13,7 +13,7 @@ from torch import nn
 from s3prl_metaperser.devices import works_here
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.given_arguments import check_trusted, check_types
-from s3prl_metaperser.preflight import known_arguments
+from s3prl_metaperser.preflight_arguments import known_arguments
 from s3prl_metaperser.preflight_upstream import check_upstream
 from s3prl_metaperser.run_downstream import make_ready
 from s3prl_metaperser.upstream.pooling import undisturbed
