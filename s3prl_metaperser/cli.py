@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from s3prl_metaperser import __version__
 from s3prl_metaperser.argument_types import given_path
-from s3prl_metaperser.errors import INTERRUPTED, discard_output, told_in_a_line, write_any_text
+from s3prl_metaperser.errors import run_as_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,19 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2 after bad input, whose one line is then on stderr.
     """
-    write_any_text()
-    try:
+
+    def command() -> int:
         parsed = build_parser().parse_args(arguments)
-        with told_in_a_line():
-            code: int = parsed.run(parsed)
-            print(end="", flush=True)
-    except KeyboardInterrupt:
-        print("metaperser: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        discard_output()  # the reader of a pipe (`metaperser config | head`) has gone
-        return 1
-    return code
+        code: int = parsed.run(parsed)
+        return code
+
+    return run_as_command(command)
 
 
 def _register_config(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

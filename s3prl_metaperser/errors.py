@@ -152,6 +152,32 @@ def told_in_a_line(program: str = "metaperser") -> Iterator[None]:
         raise exit_with(refused, program) from None
 
 
+def run_as_command(command: Callable[[], int]) -> int:
+    """Run a whole command: whatever ends it that is not its own fault ends it without a traceback.
+
+    Args:
+        command: reads its command line, does what it says, and gives an exit code.
+
+    Returns:
+        That code, or the one for Ctrl-C, or 1 where the reader of its output has gone (``metaperser config | head``).
+
+    Raises:
+        SystemExit: with code 2 after bad input, whose one line is then on stderr.
+    """
+    write_any_text()
+    try:
+        with told_in_a_line():
+            code = command()
+            print(end="", flush=True)
+    except KeyboardInterrupt:
+        print("metaperser: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        discard_output()
+        return 1
+    return code
+
+
 def exits_on_bad_input(function: Callable[P, T]) -> Callable[P, T]:
     """Wrap an entry point that someone else's program calls: bad input becomes one line and exit code 2.
 

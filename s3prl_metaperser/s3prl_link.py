@@ -19,16 +19,22 @@ import os
 import shutil
 import sysconfig
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from s3prl_metaperser.atomic import write_text
+from s3prl_metaperser.atomic import LEFTOVER_SECONDS, write_text
 from s3prl_metaperser.errors import MetaPerSERError
 
 MARKER = ".placed-by-metaperser.json"
 PATH_FILE = "s3prl_metaperser_link.pth"
+STAGING = ".metaperser-link-"
+"""What the name of the folder begins with in which the downstream is built, and taken apart."""
+NEW, OLD = "new", "old"
 
 _SOURCE = Path(__file__).resolve().parent / "s3prl_downstream"
 _FILES = ("__init__.py", "expert.py")
@@ -106,7 +112,8 @@ def unlink(package: Path, site_packages: Path | None = None) -> list[str]:
     try:
         if os.path.lexists(target):
             _refuse_unless_ours(target)
-            shutil.rmtree(target)
+            with _staging(target) as staging:
+                target.rename(staging / OLD)
             lines.append(f"removed {target}")
         if path_file.is_file() and path_file.read_text(encoding="utf-8").strip() == str(package.parent):
             path_file.unlink()
@@ -162,20 +169,33 @@ def _place(target: Path) -> str:
         _refuse_unless_ours(target)
         if _digests(target) == wanted:
             return f"{target} is linked already"
-        shutil.rmtree(target)
-    # Built beside its place and moved in whole: s3prl never sees half of it.
-    staging = Path(tempfile.mkdtemp(prefix=".metaperser-", dir=target.parent))
-    try:
-        staging.chmod(target.parent.stat().st_mode & 0o777)
+    with _staging(target) as staging:
+        new = staging / NEW
+        new.mkdir()
+        new.chmod(target.parent.stat().st_mode & 0o777)
         for name in _FILES:
-            shutil.copyfile(_SOURCE / name, staging / name)
-        write_text(
-            staging / MARKER, json.dumps({"placed by": "metaperser link-s3prl", "sha256": wanted}, indent=2) + "\n"
-        )
-        staging.rename(target)
+            shutil.copyfile(_SOURCE / name, new / name)
+        write_text(new / MARKER, json.dumps({"placed by": "metaperser link-s3prl", "sha256": wanted}, indent=2) + "\n")
+        if target.exists():
+            target.rename(staging / OLD)
+        new.rename(target)
+    return f"placed the downstream at {target} (`metaperser unlink-s3prl` removes it)"
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """Give a folder beside ``target``, to move in and out of whole: s3prl never sees half of it, nor does a later call.
+
+    A killed one is left behind, out of Python's sight; the next that is made removes it.
+    """
+    for leftover in target.parent.glob(f"{STAGING}????????"):
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=target.parent))
+    try:
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return f"placed the downstream at {target} (`metaperser unlink-s3prl` removes it)"
 
 
 def _refuse_unless_ours(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,31 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+PLACES = """
+import sys
+from pathlib import Path
+from s3prl_metaperser import s3prl_link
+s3prl_link._SOURCE = Path(sys.argv[1])
+s3prl_link.link(Path(sys.argv[2]))
+"""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from s3prl_metaperser import s3prl_link
+verb, package, left = getattr(s3prl_link, sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def counts_down(event, arguments):
+    global left
+    # rmtree removes by names alone, in folders that it holds open.
+    if event in BY_NAME or event in BY_PATH and any(package in str(argument) for argument in arguments):
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+BY_NAME, BY_PATH = ("os.remove", "os.rmdir"), ("open", "os.rename", "os.mkdir", "os.chmod", "shutil.rmtree")
+sys.addaudithook(counts_down)
+verb(Path(package))
+"""
+
+
 class TestLink:
     @pytest.mark.parametrize("given", ["", "s3prl"])
     def test_unlinking_leaves_the_clone_as_it_was(self, clone, given, capsys):
@@ -161,6 +187,27 @@ class TestLink:
             s3prl_link.link(package)
         s3prl_link.link(package)
         assert "DownstreamExpert" in (package / "downstream/metaperser/expert.py").read_text()
+
+    @pytest.mark.parametrize("verb", ["link", "unlink"])
+    def test_killed_at_any_step_it_leaves_nothing_half_done(self, clone, tmp_path, verb):
+        """An older version is placed; ``link`` or ``unlink`` is killed before its first change, its second, …"""
+        package = s3prl_link.find_s3prl(clone)
+        target = package / "downstream/metaperser"
+        whole = {"__init__.py", "expert.py", s3prl_link.MARKER}
+        older = tmp_path / "older"
+        older.mkdir()
+        for name in ("__init__.py", "expert.py"):
+            (older / name).write_text("# older\n")
+        for step in range(100):
+            subprocess.run([sys.executable, "-c", PLACES, str(older), str(package)], check=True)
+            killed = subprocess.run([sys.executable, "-c", KILLED, verb, str(package), str(step)], check=False)
+            if killed.returncode == 0:
+                break
+            assert killed.returncode == -signal.SIGKILL
+            assert not target.exists() or {path.name for path in target.iterdir()} == whole
+            s3prl_link.link(package)
+            s3prl_link.unlink(package)
+        assert step > 5
 
     def test_byte_code_does_not_count_as_a_change(self, clone):
         package = s3prl_link.find_s3prl(clone)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser.argument_types import given_path
-from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.errors import run_as_command
 from s3prl_metaperser.experiments.preparation import prepare
 
 NAME = "synthetic demo corpus"
@@ -106,10 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus (0)")
     args = parser.parse_args(arguments)
-    try:
-        sys.exit(run_demo(args.out, args.seed))
-    except MetaPerSERError as error:
-        raise exit_with(error) from None
+    sys.exit(run_as_command(lambda: run_demo(args.out, args.seed)))
 
 
 if __name__ == "__main__":

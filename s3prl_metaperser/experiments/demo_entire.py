@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3prl_metaperser.argument_types import given_path
-from s3prl_metaperser.errors import MetaPerSERError, exit_with
+from s3prl_metaperser.errors import MetaPerSERError, run_as_command
 from s3prl_metaperser.experiments.demo import make_corpus, say
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def run_demo(out: Path, upstream: str | None, ckpt: Path | None, device: str, se
     from s3prl_metaperser.experiments.experiment import claim_folder
     from s3prl_metaperser.experiments.launchers import check
 
+    if ckpt is not None and upstream is None:
+        raise MetaPerSERError(f"--upstream-ckpt {ckpt}: of which upstream? add --upstream wavlm_local")
     begin = time.monotonic()
     corpus = make_corpus(out, seed)
     notes: list[str] = []
@@ -278,14 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1 (cpu)")
     add("--seed", type=int, default=0, help="of the corpus, the random weights and all draws (0)")
     args = parser.parse_args(arguments)
-    try:
-        if args.upstream_ckpt is not None and args.upstream is None:
-            raise MetaPerSERError(
-                f"--upstream-ckpt {args.upstream_ckpt}: of which upstream? add --upstream wavlm_local"
-            )
-        sys.exit(run_demo(args.out, args.upstream, args.upstream_ckpt, args.device, args.seed))
-    except MetaPerSERError as error:
-        raise exit_with(error) from None
+    sys.exit(run_as_command(lambda: run_demo(args.out, args.upstream, args.upstream_ckpt, args.device, args.seed)))
 
 
 if __name__ == "__main__":

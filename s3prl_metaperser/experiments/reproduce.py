@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser.argument_types import given_path
-from s3prl_metaperser.errors import INTERRUPTED, MetaPerSERError, exit_with
+from s3prl_metaperser.errors import run_as_command
 from s3prl_metaperser.experiments.commands import (
     HelpFormatter,
     add_figure_shots,
@@ -93,14 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2 after bad input, whose one line is then on stderr.
     """
-    args = build_parser().parse_args(arguments)
-    try:
-        return reproduce(args)
-    except MetaPerSERError as error:
-        raise exit_with(error) from None
-    except KeyboardInterrupt:
-        print("metaperser: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run_as_command(lambda: reproduce(build_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":
