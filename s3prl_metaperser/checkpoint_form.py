@@ -94,7 +94,7 @@ def command_fault(arguments: object, config: object) -> str | None:
 
 def training_fault(checkpoint: Mapping[str, Any]) -> str | None:
     """Say what is wrong with what only training goes on from, its steps and its optimizer's state, or None."""
-    for name in ("Step", "Epoch"):
+    for name in ("Step", "Epoch", "WorldSize"):
         count = checkpoint.get(name, 0)
         if type(count) is not int or count < 0:
             return f"its {name} is {count!r:.40}; expected a whole number"

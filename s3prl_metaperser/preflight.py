@@ -32,7 +32,7 @@ from s3prl_metaperser.optimization import check_optimization
 from s3prl_metaperser.preflight_arguments import apply_overrides, parse, without_auto_resume
 from s3prl_metaperser.preflight_files import Config, config_path, load_checkpoint, load_config
 from s3prl_metaperser.preflight_folder import check_experiment_folder, check_unheard, experiment_folder
-from s3prl_metaperser.preflight_processes import check_processes
+from s3prl_metaperser.preflight_processes import check_as_many_processes, check_processes
 from s3prl_metaperser.preflight_upstream import check_upstream
 
 RUNNER_KEYS = (
@@ -85,6 +85,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         fault = training_fault(checkpoint) if args.mode == "train" else None
         if fault is not None:
             raise MetaPerSERError(f"-e {checkpoint_path}: cannot be trained on from: {fault}")
+        if args.mode == "train":
+            check_as_many_processes(checkpoint, args.local_rank, checkpoint_path)
         saved_config = checkpoint["Config"]
         config = copy.deepcopy(saved_config)
         saved = {key: value for key, value in vars(checkpoint["Args"]).items() if key not in KEPT_ON_RESUME}

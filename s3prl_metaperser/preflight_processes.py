@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed import is_torchelastic_launched
@@ -59,6 +61,32 @@ def check_processes(device: torch.device, local_rank: int) -> None:
         raise MetaPerSERError(
             f"--device {device}: {asked}, and s3prl's runner puts each on a GPU of its own; give --device cuda"
         )
+
+
+def check_as_many_processes(checkpoint: Mapping[str, Any], local_rank: int | None, path: Path) -> None:
+    """Refuse to train on with another number of processes than before, which s3prl's runner asserts.
+
+    Args:
+        checkpoint: of s3prl's runner.
+        local_rank: None: this process is the only one, and not torchrun's.
+        path: of the checkpoint.
+
+    Raises:
+        MetaPerSERError: naming both numbers.
+    """
+    before = checkpoint.get("WorldSize", 1) if getattr(checkpoint["Args"], "local_rank", None) is not None else None
+    now = int(os.environ.get("WORLD_SIZE", 1)) if local_rank is not None else None
+    if now != before:
+        raise MetaPerSERError(
+            f"-e {path}: was trained {_in_words(before)}, not {_in_words(now)}; s3prl's runner goes on with as many "
+            "as before only"
+        )
+
+
+def _in_words(processes: object) -> str:
+    if processes is None:
+        return "without torchrun"
+    return f"by {processes} process{'' if processes == 1 else 'es'} of torchrun"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The launcher: s3prl's command line, checked before s3prl acts on it, and what newer libraries need."""
 
 import argparse
+import contextlib
 import os
 import socket
 import subprocess
@@ -233,6 +234,30 @@ class TestCheckpoints:
     def test_resuming_takes_the_arguments_from_the_checkpoint(self, checkpoint):
         arguments = ["-m", "train", "-e", str(checkpoint.parent), "--device", "cpu"]
         assert preflight.check(arguments) == arguments
+
+    @pytest.mark.parametrize(
+        ("before", "now", "refused"),
+        [
+            (None, None, None),
+            (None, 2, r"states-2\.ckpt: was trained without torchrun, not by 2 processes of torchrun; "),
+            (2, None, r"states-2\.ckpt: was trained by 2 processes of torchrun, not without torchrun; "),
+            (2, 4, r"states-2\.ckpt: was trained by 2 processes of torchrun, not by 4 processes of torchrun; "),
+            (2, 2, None),
+        ],
+    )
+    def test_training_goes_on_with_as_many_processes_only(self, checkpoint, monkeypatch, before, now, refused):
+        saved = torch.load(checkpoint)
+        if before is not None:
+            saved["Args"].local_rank, saved["WorldSize"] = 0, before
+            torch.save(saved, checkpoint)
+        flags = f"-e {checkpoint} --device cpu"
+        if now is not None:
+            flags += " --local_rank 0"
+            monkeypatch.setenv("WORLD_SIZE", str(now))
+            monkeypatch.setattr(preflight, "check_processes", lambda device, rank: None)
+        with pytest.raises(MetaPerSERError, match=refused) if refused else contextlib.nullcontext():
+            preflight.check(f"-m train {flags}".split())
+        preflight.check(f"-m evaluate {flags}".split())
 
     def test_resuming_by_auto_resume(self, checkpoint):
         checkpoint.write_bytes(b"PK cut off")

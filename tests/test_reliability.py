@@ -199,6 +199,7 @@ def locked(tmp_path, monkeypatch):
         "metaperser labels --corpus locked/corpus --annotator E1 --out new.csv",
         "metaperser portrait --corpus locked/corpus --out new.html",
         "metaperser prepare table table.csv --out locked/new",
+        "metaperser prepare table table.csv --audio-root locked --out new",
         "metaperser prepare iemocap locked --out new",
         "metaperser demo-corpus --out locked/new",
         "metaperser link-s3prl --s3prl locked",

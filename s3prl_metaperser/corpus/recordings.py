@@ -103,12 +103,15 @@ def missing_recordings(root: Path, paths: Iterable[str]) -> set[str]:
 
     Raises:
         MetaPerSERError: when a link leads outside the root.
+        PermissionError: when a folder may not be looked into, so that nothing is known of what it holds.
     """
     missing, inside = set(), AudioRoot(root)
     for path in paths:
         place = inside.path(path)
         try:
             found = place.stat().st_size > 0 and place.is_file()
+        except PermissionError:
+            raise
         except (OSError, ValueError):
             found = False
         if not found:
