@@ -158,8 +158,6 @@ def about_fault(contract: object, provenance: object, others: Mapping[str, Any])
     lists: tuple[tuple[str, object, type], ...] = (
         ("contract.left_out", contract.get("left_out", []), str),
         ("contract.heads", contract.get("heads", []), str),
-        ("provenance.annotators", provenance.get("annotators"), str),
-        ("provenance.kept_sessions", provenance.get("kept_sessions"), int),
     )
     for name, value, kind in lists:
         if not _is_list(value, kind):
@@ -168,9 +166,25 @@ def about_fault(contract: object, provenance: object, others: Mapping[str, Any])
     odd = next((word for word in shown if CONTROL.search(word)), None)
     if odd is not None:
         return f"says {odd!r:.80}, which holds a control character"
-    for name, value in (("provenance.corpus", provenance.get("corpus")), *others.items()):
+    for name, value in others.items():
         if not isinstance(value, str):
             return f"says {name} is {value!r:.80}; expected text"
+    before = provenance.get("before", [])
+    if not isinstance(before, list) or not all(isinstance(part, Mapping) for part in before):
+        return f"says provenance.before is {before!r:.80}; expected a list of what earlier trainings have seen"
+    faults = (_seen_fault(part, place) for part, place in ((provenance, ""), *((part, ".before") for part in before)))
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _seen_fault(part: Mapping[str, Any], place: str) -> str | None:
+    """Say what is wrong with what one training says that it has seen, or None."""
+    for name, kind in (("annotators", str), ("kept_sessions", int), ("sketch", int)):
+        value = part.get(name, [] if name == "sketch" else None)
+        if not _is_list(value, kind):
+            return f"says provenance{place}.{name} is {value!r:.80}; expected a list of {kind.__name__}"
+    corpus = part.get("corpus")
+    if not isinstance(corpus, str):
+        return f"says provenance{place}.corpus is {corpus!r:.80}; expected text"
     return None
 
 

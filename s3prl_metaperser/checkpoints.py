@@ -6,7 +6,7 @@ import argparse
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -41,6 +41,9 @@ HEADS_FIELDS = ("heads",)
 UPSTREAM_FIELDS = ("upstream_dim",)
 """Parts of the contract that are known once s3prl has made the upstream."""
 MOST_SHOWN = 12
+BEFORE = "before"
+SKETCH = 256
+"""Hashes in a corpus's sketch."""
 
 
 @dataclass(frozen=True)
@@ -124,25 +127,53 @@ def corpus_identity(corpus: Corpus) -> str:
     return f"{corpus.name} {digest}"
 
 
+def corpus_sketch(corpus: Corpus) -> list[int]:
+    """Give the least of the hashes of a corpus's utterances' names, by which two corpora know what they share.
+
+    Of two corpora whose union's every fiftieth utterance is in both, the sketches have one in common as good as surely
+    (Broder, "On the resemblance and containment of documents", 1997).
+    """
+    names = (str(name).encode() for name in corpus.annotations["utterance"].unique())
+    return sorted(int.from_bytes(hashlib.sha256(name).digest()[:7], "big") for name in names)[:SKETCH]
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Whose labels and which recordings a checkpoint has seen; saved with it, so that no later run is judged on them.
 
     Attributes:
         corpus: name and fingerprint of the corpus.
+        sketch: of the corpus, see :func:`corpus_sketch`.
         annotators: those it was trained and chosen on.
         kept_sessions: sessions whose recordings it never saw.
+        before: the same of the trainings whose weights it started from, where they saw something else.
     """
 
     corpus: str
+    sketch: list[int]
     annotators: list[str]
     kept_sessions: list[int]
+    before: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, corpus: Corpus, split: Split) -> Provenance:
         """Describe what training on a split sees."""
         annotators = sorted({task.annotator for task in (*split.train, *split.dev)})
-        return cls(corpus_identity(corpus), annotators, sorted(split.kept_sessions))
+        return cls(corpus_identity(corpus), corpus_sketch(corpus), annotators, sorted(split.kept_sessions))
+
+    def started_from(self, found: Mapping[str, Any]) -> Provenance:
+        """Add what a checkpoint has seen whose weights a training starts from.
+
+        Args:
+            found: the checkpoint's provenance as a mapping.
+        """
+        own = {name: value for name, value in asdict(self).items() if name != BEFORE}
+        known = [own, *self.before]
+        for part in seen_parts(found):
+            seen = {name: part[name] for name in own if name in part}
+            if seen not in known:
+                known.append(seen)
+        return replace(self, before=known[1:])
 
     def check(self, found: Mapping[str, Any], test: Sequence[Task], source: str) -> None:
         """Refuse a checkpoint that has seen what this run (``self``) is judged on.
@@ -155,20 +186,56 @@ class Provenance:
         Raises:
             MetaPerSERError: naming the test annotator or session it has seen.
         """
-        if found.get("corpus") != self.corpus:
-            return
-        known = sorted({task.annotator for task in test} & set(found.get("annotators", [])))
-        if known:
-            raise MetaPerSERError(
-                f"{source} was trained or chosen on labels of {known[0]}, whom this run tests on; "
-                "use a checkpoint of the same fold"
+        for part in seen_parts(found):
+            if not _shares_recordings(part, self.corpus, self.sketch):
+                continue
+            is_same = part.get("corpus") == self.corpus
+            where = (
+                ""
+                if is_same
+                else f" in the corpus {part['corpus']!r:.80}, which has the name or recordings of this one"
             )
-        seen = sorted(set(self.kept_sessions) - set(found.get("kept_sessions", [])))
-        if seen:
-            raise MetaPerSERError(
-                f"{source} was trained on recordings of session {seen[0]}, which this run keeps for the test; "
-                "use a checkpoint of scenario unseen and the same data.test_sessions"
-            )
+            known = sorted({task.annotator for task in test} & set(part["annotators"]))
+            if known:
+                raise MetaPerSERError(
+                    f"{source} was trained or chosen on labels of {known[0]}{where}, whom this run tests on; "
+                    "use a checkpoint of the same fold"
+                    + ("" if is_same else f", or, where this is another {known[0]}, give annotators other names")
+                )
+            seen = sorted(set(self.kept_sessions) - set(part["kept_sessions"]))
+            if seen:
+                raise MetaPerSERError(
+                    f"{source} was trained on recordings of session {seen[0]}{where}, which this run keeps for the "
+                    "test; use a checkpoint of scenario unseen and the same data.test_sessions"
+                )
+
+
+def seen_parts(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Give what a checkpoint's own training has seen, then what those before it have.
+
+    Args:
+        found: the checkpoint's provenance as a mapping.
+    """
+    yield found
+    yield from found.get(BEFORE, [])
+
+
+def annotators_seen(found: Mapping[str, Any], corpus: Corpus) -> frozenset[str]:
+    """Give the annotators of a corpus whose labels a checkpoint was trained or chosen on.
+
+    Args:
+        found: the checkpoint's provenance as a mapping.
+        corpus: any.
+    """
+    identity, sketch = corpus_identity(corpus), corpus_sketch(corpus)
+    parts = (part for part in seen_parts(found) if _shares_recordings(part, identity, sketch))
+    return frozenset(name for part in parts for name in part["annotators"])
+
+
+def _shares_recordings(part: Mapping[str, Any], corpus: str, sketch: Sequence[int]) -> bool:
+    """Tell by a corpus's name, which stays when it is prepared anew, or by utterances, which stay under any name."""
+    is_of_that_name = part["corpus"].rsplit(" ", 1)[0] == corpus.rsplit(" ", 1)[0]
+    return is_of_that_name or not set(sketch).isdisjoint(part.get("sketch", []))
 
 
 def _shown(value: object) -> str:

@@ -94,7 +94,7 @@ class Network(ABC):
 
     @abstractmethod
     def _check_provenance(self, found: Mapping[str, Any], source: str) -> None:
-        """Refuse a checkpoint that has seen what this run is judged on."""
+        """Refuse a checkpoint that has seen what this run is judged on; remember what else it has seen."""
 
     # Checkpoints
 

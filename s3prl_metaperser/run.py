@@ -182,6 +182,7 @@ class Run(Network):
 
     def _check_provenance(self, found: Mapping[str, Any], source: str) -> None:
         self.provenance.check(found, self.split.test, source)
+        self.provenance = self.provenance.started_from(found)
 
     # Features
 

@@ -12,6 +12,7 @@ from runner_stand_in import arguments, one_training_step, saved
 from s3prl.upstream.baseline.hubconf import fbank, fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 
+from s3prl_metaperser.corpus.manifest import build_corpus, load_corpus, write_corpus
 from s3prl_metaperser.expert import DownstreamExpert
 from s3prl_metaperser.settings import read_settings
 
@@ -180,6 +181,52 @@ def test_checkpoint_that_has_heard_the_test(capfd, tmp_path, small_corpus):
     other_fold = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero", fold=2))
     refused(capfd, lambda: other_fold.load_state_dict(ssl.state_dict()), "labels of E2")
     DownstreamExpert(**arguments(small_corpus, tmp_path, init_from=path))
+
+
+def prepared_anew(folder, out, name, change):
+    """The corpus again under a name, its annotations changed."""
+    corpus = load_corpus(folder)
+    write_corpus(build_corpus(name, corpus.root, change(corpus.annotations), corpus.emotions), out)
+    return out
+
+
+def without_a_clip(annotations):
+    return annotations[annotations["utterance"] != annotations["utterance"].iloc[0]]
+
+
+def of_other_recordings(annotations, called="Other"):
+    return annotations.assign(utterance=annotations["utterance"].astype(str).str.replace("Ses", called))
+
+
+def of_third_recordings(annotations):
+    return of_other_recordings(annotations, "Third")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "is_heard"),
+    [
+        ("small", without_a_clip, True),
+        ("small", of_other_recordings, True),
+        ("another", without_a_clip, True),
+        ("another", of_other_recordings, False),
+    ],
+)
+@pytest.mark.parametrize("links", [1, 2], ids=["of SSL-E", "of what SSL-E began"])
+def test_what_a_checkpoint_has_heard_it_knows_in_a_corpus_prepared_anew(
+    capfd, tmp_path, small_corpus, name, change, is_heard, links
+):
+    """By the corpus's name or recordings; also where another training has gone on from it, on another corpus."""
+    ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero"))
+    path = saved(ssl, tmp_path / "ssl.ckpt")
+    if links == 2:
+        elsewhere = prepared_anew(small_corpus, tmp_path / "elsewhere", "elsewhere", of_third_recordings)
+        meta = DownstreamExpert(**arguments(elsewhere, tmp_path, system="entire_zero", init_from=path, fold=3))
+        path = saved(meta, tmp_path / "meta.ckpt")
+    given = arguments(prepared_anew(small_corpus, tmp_path / "anew", name, change), tmp_path, init_from=path, fold=2)
+    if is_heard:
+        refused(capfd, lambda: DownstreamExpert(**given), "labels of E2 in the corpus 'small ", "another E2")
+    else:
+        DownstreamExpert(**given)
 
 
 def test_checkpoint_of_the_same_upstream_with_other_weights(capfd, tmp_path, small_corpus):

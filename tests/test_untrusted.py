@@ -384,6 +384,8 @@ CRAFTED = {
     "a config without end": (with_setting("deep", value=nested(300)), "its Config holds more than any run does"),
     "a width of text": (with_about("contract", "projector_dim", value="wide"), "projector_dim 'wide'"),
     "annotators that are none": (with_about("provenance", "annotators", value=5), "provenance.annotators"),
+    "a past that is none": (with_about("provenance", "before", value=[5]), "provenance.before is [5]"),
+    "a past of nobody": (with_about("provenance", "before", value=[{}]), "provenance.before.annotators is None"),
     "training that is none": (with_about("training", value=[1]), "training is [1]"),
     "a parent that is none": (with_about("parent", value="here"), "names a parent without a fingerprint"),
     "a parent nowhere": (

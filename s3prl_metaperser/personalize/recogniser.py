@@ -25,6 +25,7 @@ from s3prl_metaperser.checkpoints import (
     UPSTREAM,
     extra_state,
     read_checkpoint,
+    seen_parts,
     weights_fit,
 )
 from s3prl_metaperser.episodes import Episode, Examples
@@ -123,7 +124,7 @@ class Recogniser:
     @property
     def known_annotators(self) -> tuple[str, ...]:
         """Annotators whose labels the checkpoint was trained or chosen on."""
-        return tuple(self.about[PROVENANCE]["annotators"])
+        return tuple(sorted({name for part in seen_parts(self.about[PROVENANCE]) for name in part["annotators"]}))
 
     # Hearing
 

@@ -99,7 +99,7 @@ def run_portrait(args: argparse.Namespace) -> int:
 
 def _comparison(args: argparse.Namespace, corpus: Corpus) -> Comparison:
     """Load the checkpoint and see that it fits the corpus."""
-    from s3prl_metaperser.checkpoints import PROVENANCE, corpus_identity
+    from s3prl_metaperser.checkpoints import PROVENANCE, annotators_seen
     from s3prl_metaperser.personalize import load
     from s3prl_metaperser.portrait.movement import Comparison
 
@@ -111,11 +111,10 @@ def _comparison(args: argparse.Namespace, corpus: Corpus) -> Comparison:
             f"{args.checkpoint} knows the emotions {', '.join(model.emotions)}, the corpus has "
             f"{', '.join(corpus.emotions)}; use a checkpoint of the same emotions"
         )
-    same_corpus = model.about[PROVENANCE]["corpus"] == corpus_identity(corpus)
     return Comparison(
         model=model,
         name="/".join(args.checkpoint.parts[-2:]),
-        trained_on=frozenset(model.known_annotators if same_corpus else ()),
+        trained_on=annotators_seen(model.about[PROVENANCE], corpus),
         shots=args.shots,
         draws=args.draws,
         clips=args.clips,
