@@ -375,13 +375,15 @@ def draw_training_episode(task: Task, shots: int, queries: int, query: Query, se
 
     Returns:
         The episode. An annotator with fewer clips than asked for gives fewer; where ``disjoint`` needs more than there
-        are, support and query share the clips in the proportion K : queries.
+        are, support and query share the clips in the proportion K : queries, at least one each.
     """
     rng = generator(seed, "train", task.annotator, index)
     order = _drawn(rng, len(task), shots + queries)
     if query == "disjoint":
         available = len(task)
-        size = shots if available >= shots + queries else max(1, round(available * shots / (shots + queries)))
+        size = shots
+        if available < shots + queries:
+            size = max(1, min(available - 1, round(available * shots / (shots + queries))))
         outer = task.examples.take(order[size : size + queries])
         return Episode(task.annotator, index, task.examples.take(order[:size]), outer)
     support = task.examples.take(order[:shots])

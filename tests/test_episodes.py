@@ -199,6 +199,9 @@ def test_training_draws_by_query_setting(corpus):
     assert {q: len(episode.query) for q, episode in drawn.items()} == {"combined": 20, "resampled": 30, "disjoint": 30}
     small = draw_training_episode(task, 40, 80, "disjoint", seed=1, index=0)
     assert (len(small.support), len(small.query)) == (20, 40), "too few clips are shared in proportion"
+    for shots, queries, shared in ((640, 1, (59, 1)), (1, 640, (1, 59))):
+        uneven = draw_training_episode(task, shots, queries, "disjoint", seed=1, index=0)
+        assert (len(uneven.support), len(uneven.query)) == shared, "neither is ever empty"
 
 
 def test_a_listener_of_very_many_labels_gives_different_clips_too():
