@@ -136,7 +136,7 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     Args:
         corpus: a validated corpus.
         scenario: ``seen`` or ``unseen``.
-        fold: from 1.
+        fold: from 1; the test annotator's own where ``data`` names one.
         data: thresholds, number of folds, test sessions.
 
     Returns:
@@ -151,7 +151,7 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
     annotators = categorical(frame["annotator"])
     left_out = _too_few(annotators, data)
     kept = ~annotators.isin(list(left_out))
-    test_names, dev_names = _fold_annotators(_external(corpus, data), fold, data)
+    fold, test_names, dev_names = _fold_annotators(_external(corpus, data), fold, data)
 
     session = frame["session"].to_numpy()
     test_sessions = _test_sessions(session, data.test_sessions)
@@ -223,7 +223,7 @@ def _fold_count(external: list[str], wanted: int | None) -> int:
     return count
 
 
-def _fold_annotators(external: list[str], fold: int, data: DataSettings) -> tuple[list[str], list[str]]:
+def _fold_annotators(external: list[str], fold: int, data: DataSettings) -> tuple[int, list[str], list[str]]:
     count = _fold_count(external, data.fold_count)
     if data.test_annotator is not None:
         if data.test_annotator not in external:
@@ -234,7 +234,7 @@ def _fold_annotators(external: list[str], fold: int, data: DataSettings) -> tupl
         fold = external.index(data.test_annotator) % count + 1
     if fold > count:
         raise MetaPerSERError(f"fold {fold} does not exist; this corpus has fold1 to fold{count}")
-    return external[fold - 1 :: count], external[fold % count :: count]
+    return fold, external[fold - 1 :: count], external[fold % count :: count]
 
 
 def _test_sessions(session: np.ndarray, wanted: list[int] | None) -> list[int]:

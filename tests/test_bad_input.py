@@ -86,6 +86,8 @@ def test_command_line_that_cannot_be_used(capfd, tmp_path, small_corpus):
     ]:
         given = arguments(small_corpus, tmp_path) | change
         refused(capfd, lambda given=given: DownstreamExpert(**given), *expected)
+    given = arguments(small_corpus, tmp_path, data={"test_annotator": "E1"}) | {"downstream_variant": "fold2"}
+    refused(capfd, lambda: DownstreamExpert(**given), "-v fold2", "data.test_annotator' ('E1')", "leave one")
     for key, value in [("fp16", True), ("total_steps", "1e4"), ("log_step", 0), ("eval_dataloaders", ["test", "dev"])]:
         given = arguments(small_corpus, tmp_path)
         given["runner"][key] = value

@@ -161,7 +161,7 @@ def test_labels_kept_for_the_reference_are_checked_too(corpus):
 
 def test_the_test_annotator_can_be_named(corpus):
     split = make_split(corpus, "seen", 1, dataclasses.replace(FEW, test_annotator="E3"))
-    assert names(split.test) == ["E3"]
+    assert (names(split.test), split.fold) == (["E3"], 3)
     with pytest.raises(MetaPerSERError, match=r"test_annotator 'E33'.*did you mean 'E3'"):
         make_split(corpus, "seen", 1, dataclasses.replace(FEW, test_annotator="E33"))
 
