@@ -57,7 +57,7 @@ from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
 from s3prl_metaperser.resuming import refuse_used
 from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
-from s3prl_metaperser.training import episodes_loss, minibatch_loss
+from s3prl_metaperser.training import differentiated, episodes_loss, minibatch_loss
 from s3prl_metaperser.tuning import Tuning
 from s3prl_metaperser.upstream.features import Features
 from s3prl_metaperser.upstream.trainable import PREFIX
@@ -203,7 +203,7 @@ class Run(Network):
         if share.rank == 0:
             # The runner ends training, by its own count of steps. It differs from ours once gradient_accumulate_steps
             # was changed on resuming or a batch was skipped for memory, and is not kept on other ranks.
-            last = max(last, batches_seen + int(self.arguments["runner"]["gradient_accumulate_steps"]))
+            last = max(last, batches_seen + self._accumulated)
         given = self.split, self.settings, self.seed, batches_seen, last, share
         match self.training:
             case "aggregated":
@@ -213,9 +213,12 @@ class Run(Network):
         return loader(TrainingEpisodes(*given))
 
     @property
+    def _accumulated(self) -> int:
+        return int(self.arguments["runner"]["gradient_accumulate_steps"])
+
+    @property
     def _total_batches(self) -> int:
-        runner = self.arguments["runner"]
-        return int(runner["total_steps"]) * int(runner["gradient_accumulate_steps"])
+        return int(self.arguments["runner"]["total_steps"]) * self._accumulated
 
     def training_loss(self, batch: Batch, batches_seen: int, records: dict[str, list[Any]]) -> Tensor:
         """Compute the loss of a minibatch of SSL-E or Multi-Few, or of a meta-batch of episodes."""
@@ -251,32 +254,36 @@ class Run(Network):
     def _finite_or_nothing(self, loss: Tensor, value: float, batches_seen: int) -> Tensor:
         """Give a loss that spoils no other's gradient: a batch that is passed over adds nothing to its outer step.
 
-        Of a step that no batch is left of, the loss stays what it is: s3prl takes none on a gradient that is not a
-        number. With several processes none of them knows of the others', and nothing is added to theirs.
+        Where no batch of a step is left, its gradient is NaN: s3prl then takes none. With several processes none of
+        them knows of the others', and nothing is added to theirs.
         """
-        accumulated = int(self.arguments["runner"]["gradient_accumulate_steps"])
-        if batches_seen % accumulated == 0:
+        if batches_seen % self._accumulated == 0:
             self._passed_over = 0
         if np.isfinite(value):
             return loss
         self._passed_over += 1
-        if own_share().world == 1 and self._passed_over == accumulated:
-            return loss
+        is_left = own_share().world > 1 or self._passed_over < self._accumulated
         learned = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
-        return torch.stack([(0.0 * parameter).sum() for parameter in learned]).sum()
+        return torch.stack([((0.0 if is_left else np.nan) * parameter).sum() for parameter in learned]).sum()
 
     def _episodes_loss(self, episodes: Sequence[Episode], progress: float, dropout_seed: int) -> MetaLoss:
-        """Give the outer loss, without the episodes whose inner loops leave the finite numbers."""
+        """Give the outer loss, without the episodes whose inner loops leave the finite numbers; NaN if all of them do.
+
+        One does, too, when its losses are finite still and the gradient through it is not.
+        """
+        learned = self._learned()
 
         def of(some: Sequence[Episode]) -> MetaLoss:
             # Each time from the start of dropout's draws: what is left is as if nothing else had been drawn.
             seed_dropout(dropout_seed, self.learner.class_weights.device)
-            return episodes_loss(self.learner, self.features, some, self.settings.meta.query, progress)
+            meta = episodes_loss(self.learner, self.features, some, self.settings.meta.query, progress)
+            return replace(meta, loss=differentiated(meta.loss, learned, self._accumulated))
 
         meta = of(episodes)
         if _is_finite(meta):
             return meta
         self._check_weights()
+        nothing = replace(meta, loss=torch.full_like(meta.loss, torch.nan))
         # Side by side losses are summed, so whose it was is found one by one; that is paid for only when it happens.
         alone = [of([episode]) for episode in episodes]
         found = [
@@ -286,8 +293,10 @@ class Run(Network):
         diverged = [one for one in found if one is not None]
         if not diverged:
             # Each alone is finite, such as with another draw of dropout: it is the batch that is passed over.
-            tqdm.write("[metaperser] warning: the outer loss is not finite; it is passed over", sys.stderr)
-            return meta
+            tqdm.write(
+                "[metaperser] warning: the outer loss or its gradient is not finite; it is passed over", sys.stderr
+            )
+            return nothing
         named = "; ".join(_some(str(one) for one in diverged))
         if self.settings.meta.on_divergence == "stop":
             raise MetaPerSERError(
@@ -296,7 +305,14 @@ class Run(Network):
             )
         tqdm.write(f"[metaperser] warning: {named}; training goes on without", file=sys.stderr)
         sound = [episode for episode, one in zip(episodes, found, strict=True) if one is None]
-        return of(sound) if sound else meta
+        return of(sound) if sound else nothing
+
+    def _learned(self) -> list[Tensor]:
+        """Give all tensors that the outer loop moves, each once."""
+        trainable = self.of_upstream.trainable
+        of_upstream = [] if trainable is None else [*trainable.adapted.values(), *trainable.held]
+        tensors = [*self.learner.shared_tensors().values(), *self.learner.parameters(), *of_upstream]
+        return list(dict.fromkeys(tensor for tensor in tensors if tensor.requires_grad))
 
     def _check_weights(self) -> None:
         """Stop where it is the model itself that has left the finite numbers: nothing would come of going on."""

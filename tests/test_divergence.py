@@ -18,8 +18,11 @@ from s3prl_metaperser.episodes import Examples
 from s3prl_metaperser.expert import DownstreamExpert
 from s3prl_metaperser.reporting import EvaluatedEpisode
 from s3prl_metaperser.systems import task_batch
+from s3prl_metaperser.training import differentiated
 
-ABSURD = {"inner_lr": 1e30}
+ABSURD = 1e30
+LARGE = 500.0
+"""A rate at which losses stay finite, and the norm of the meta-gradient does not."""
 
 
 def bound(given):
@@ -29,27 +32,33 @@ def bound(given):
     return expert
 
 
+@pytest.mark.parametrize(("rate", "where"), [(ABSURD, "at inner step"), (LARGE, "after 5 steps")])
 @pytest.mark.parametrize("backend", ["analytic", "higher"])
-def test_an_absurd_rate_is_named_by_annotator_episode_and_step(tmp_path, small_corpus, capfd, backend):
-    expert = bound(arguments(small_corpus, tmp_path, meta=ABSURD | {"backend": backend, "on_divergence": "stop"}))
+def test_too_high_a_rate_is_named_by_annotator_episode_and_step(tmp_path, small_corpus, capfd, backend, rate, where):
+    torch.manual_seed(0)
+    meta = {"inner_lr": rate, "backend": backend, "on_divergence": "stop"}
+    expert = bound(arguments(small_corpus, tmp_path, meta=meta))
     (_, episodes) = next(iter(expert.get_dataloader("train")))
     with pytest.raises(SystemExit) as exit_:
         expert("train", [], episodes, records=defaultdict(list))
     assert exit_.value.code == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
     for episode in episodes:
-        assert f"adaptation to {episode.annotator}, episode {episode.index}, diverged at inner step" in line
+        assert f"adaptation to {episode.annotator}, episode {episode.index}, diverged {where}" in line
     assert "meta.on_divergence: skip" in line
 
 
+@pytest.mark.parametrize(
+    ("weight", "rate", "where"), [(3e38, {}, "at inner step 0 of 5"), (1e12, {"inner_lr": 1e-30}, "after 5 steps")]
+)
 @pytest.mark.parametrize("model", [{}, {"recipe": "best"}, {"model": {"dropout": 0.7}}])
-def test_training_goes_on_with_the_episodes_that_are_sound(tmp_path, small_corpus, capfd, model):
-    """One annotator's labels weigh so much that the loss overflows; loss and gradient are those of the others."""
-    given = arguments(small_corpus, tmp_path, meta={"query": "combined"}, **model)
+def test_training_goes_on_with_the_episodes_that_are_sound(tmp_path, small_corpus, capfd, model, weight, rate, where):
+    """One annotator's labels weigh so much that the loss, or its gradient alone, overflows; the others' are taken."""
+    given = arguments(small_corpus, tmp_path, meta={"query": "combined", **rate}, **model)
     expert, alone = bound(given), bound(given)
     alone.load_state_dict(expert.state_dict())
     (_, (first, *sound)) = next(iter(expert.get_dataloader("train")))
-    heavy = Examples(first.support.utterances, first.support.targets * np.float32(3e38))
+    heavy = Examples(first.support.utterances, first.support.targets * np.float32(weight))
     sick = replace(first, support=heavy, query=heavy)
     records = defaultdict(list)
     loss, expected = (
@@ -64,7 +73,7 @@ def test_training_goes_on_with_the_episodes_that_are_sound(tmp_path, small_corpu
     assert all(torch.equal(own[name].grad, others[name].grad) for name in own if own[name].grad is not None)
     assert np.isfinite(records["query_loss"]).all()
     warning = capfd.readouterr().err
-    assert f"adaptation to {sick.annotator}, episode {sick.index}, diverged at inner step 0 of 5" in warning
+    assert f"adaptation to {sick.annotator}, episode {sick.index}, diverged {where}" in warning
     assert "training goes on without" in warning
     assert not any(episode.annotator in warning for episode in sound)
 
@@ -95,6 +104,32 @@ def test_a_batch_that_diverged_adds_nothing_to_the_outer_step_of_others(tmp_path
         assert torch.equal(one, expected.get(name, torch.zeros_like(one)))
     _, losses = gradient(none, [sick, sick, sick, sick])
     assert [bool(loss.isfinite()) for loss in losses] == [True, True, False, True], "a step of nothing is not taken"
+
+
+def test_no_step_is_taken_where_no_episode_is_sound(tmp_path, small_corpus):
+    """Whether only gradients overflow, which clipping would turn into a step of zeros, or only support losses."""
+    torch.manual_seed(0)
+    expert = bound(arguments(small_corpus, tmp_path, meta={"inner_lr": LARGE}))
+    (_, batch) = next(iter(expert.get_dataloader("train")))
+    tiny = {"inner_lr": 1e-38, "inner_steps": 1, "query": "disjoint"}
+    other = bound(arguments(small_corpus, tmp_path / "other", meta=tiny))
+    (_, (first, *_)) = next(iter(other.get_dataloader("train")))
+    heavy = Examples(first.support.utterances, first.support.targets * np.float32(5e19))
+    for own, episodes in ((expert, batch), (other, [replace(first, support=heavy)])):
+        gradient(own, [episodes])
+        assert torch.nn.utils.clip_grad_norm_(own.parameters(), 1.0).isnan(), "s3prl's runner takes no such step"
+
+
+def test_a_gradient_is_handed_on_to_the_bit():
+    first, second, unused = (torch.nn.Parameter(torch.randn(50, generator=torch.manual_seed(0))) for _ in range(3))
+    loss = (first.exp() * second.sin()).sum().tanh()
+    (loss / 3).backward()
+    expected = [first.grad, second.grad]
+    first.grad = second.grad = None
+    loss = (first.exp() * second.sin()).sum().tanh()
+    (differentiated(loss, [first, second, unused], 3) / 3).backward()
+    assert all(map(torch.equal, [first.grad, second.grad], expected))
+    assert unused.grad is None
 
 
 def evaluated(expert):

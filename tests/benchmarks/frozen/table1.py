@@ -66,6 +66,7 @@ RULES: tuple[Rule, ...] = (
     (INNER, "s3prl_metaperser/tuning.py", ()),
     (MINIBATCHES, "s3prl_metaperser/training.py", ("minibatch_loss",)),
     (BACKWARD, "torch/_tensor.py", ("backward",)),
+    (BACKWARD, "s3prl_metaperser/training.py", ("differentiated",)),
     (OPTIMIZER, "torch/optim/", ()),
     (OPTIMIZER, "torch/nn/utils/clip_grad.py", ()),
     (OPTIMIZER, "torch/serialization.py", ()),
