@@ -324,7 +324,8 @@ class Run(Network):
             if not bool(tensor.isfinite().all()):
                 raise MetaPerSERError(
                     f"the weights {name} are no longer finite: the last outer steps were too large; go on from an "
-                    "earlier checkpoint (-e) with a lower optimizer.lr, or a lower runner.gradient_clipping"
+                    "earlier checkpoint (-e) with a lower runner.gradient_clipping, or begin a new training from its "
+                    "weights (downstream_expert.init_from) with a lower optimizer.lr"
                 )
 
     def log_training(self, records: dict[str, list[Any]], logger: Any, global_step: int) -> None:

@@ -183,7 +183,9 @@ def test_weights_that_are_not_finite_stop_training(tmp_path, small_corpus, capfd
             expert.learner.model.classifier.bias[0] = float("nan")
         with pytest.raises(SystemExit):
             expert("train", [], batch, records=defaultdict(list))
-        assert "weights classifier.bias are no longer finite" in capfd.readouterr().err
+        error = capfd.readouterr().err
+        assert "weights classifier.bias are no longer finite" in error
+        assert "(-e) with a lower runner.gradient_clipping, or begin a new training" in error
 
 
 def test_one_class_and_silence_are_no_reason_to_diverge(tmp_path, small_corpus):
