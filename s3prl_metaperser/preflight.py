@@ -31,8 +31,9 @@ from s3prl_metaperser.network import Network
 from s3prl_metaperser.optimization import check_optimization
 from s3prl_metaperser.preflight_arguments import apply_overrides, parse, without_auto_resume
 from s3prl_metaperser.preflight_files import Config, config_path, load_checkpoint, load_config
-from s3prl_metaperser.preflight_folder import check_experiment_folder, check_unheard, experiment_folder
+from s3prl_metaperser.preflight_folder import check_experiment_folder, experiment_folder
 from s3prl_metaperser.preflight_processes import check_as_many_processes, check_processes
+from s3prl_metaperser.preflight_resumed import check_config_unheard, check_unheard
 from s3prl_metaperser.preflight_upstream import check_upstream
 
 RUNNER_KEYS = (
@@ -105,7 +106,12 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     check_types(parsed.actions, args, f"-e {checkpoint_path}" if saved else "the command line")
     by_hand = [name.removeprefix("args.") for name, _ in given]
     if checkpoint_path is not None:
-        check_unheard(parsed.actions, parsed.namespace, saved, by_hand, checkpoint_path)
+        flags = {name: getattr(parsed.namespace, name) for name in parsed.given}
+        check_unheard(parsed.actions, flags, saved, by_hand, checkpoint_path)
+        if "config" in flags:
+            beside = load_config(config_path(parsed.namespace))
+            apply_overrides(copy.copy(args), beside)
+            check_config_unheard(beside, config, flags["config"], checkpoint_path)
     check_trusted(saved, by_hand, f"-e {checkpoint_path}", config=saved_config)
     if any(literal != text for _, (text, literal) in given):
         # s3prl evaluates each value as Python. What it gets is a literal, of the value that is checked here.

@@ -15,12 +15,13 @@ LONGEST_OVERRIDE = 100_000
 
 
 class Parsed(BaseException):
-    """Carries the parsed arguments, and what the parser knows, out of s3prl's function."""
+    """Carries the parsed arguments, what the parser knows, and the names of those given, out of s3prl's function."""
 
-    def __init__(self, namespace: argparse.Namespace, actions: list[argparse.Action]) -> None:
+    def __init__(self, namespace: argparse.Namespace, actions: list[argparse.Action], given: frozenset[str]) -> None:
         super().__init__()
         self.namespace = namespace
         self.actions = actions
+        self.given = given
 
 
 def parse(arguments: Sequence[str]) -> Parsed:
@@ -40,7 +41,12 @@ def parse(arguments: Sequence[str]) -> Parsed:
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
-        raise Parsed(parse_args(parser, list(arguments)), parser._actions)
+        # What is there already is not replaced by its default, which a value that was given may be equal to.
+        absent = object()
+        place = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+        told = vars(parse_args(parser, list(arguments), place))
+        given = frozenset(name for name, value in told.items() if value is not absent)
+        raise Parsed(parse_args(parser, list(arguments)), parser._actions, given)
 
     argparse.ArgumentParser.parse_args = parse_and_stop  # type: ignore[method-assign, assignment]
     try:

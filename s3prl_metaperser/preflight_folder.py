@@ -1,17 +1,12 @@
-"""Checking the folder that s3prl's runner is to write into, and what a resumed run is told beside its checkpoint."""
+"""Checking the folder that s3prl's runner is to write into."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from s3prl_metaperser.errors import MetaPerSERError
-
-GIVEN_ANEW = ("config", "init_ckpt", "auto_resume")
-"""Arguments of a command that ``-a`` repeats as it was, and that the checkpoint may hold otherwise."""
 
 
 def experiment_folder(args: argparse.Namespace) -> Path:
@@ -39,34 +34,3 @@ def check_experiment_folder(folder: Path) -> None:
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise MetaPerSERError(f"-p {folder}: cannot be made or written, because of {existing}")
-
-
-def check_unheard(
-    actions: Iterable[argparse.Action],
-    given: argparse.Namespace,
-    saved: Mapping[str, Any],
-    by_hand: Collection[str],
-    checkpoint: Path,
-) -> None:
-    """Refuse flags beside ``-e`` that s3prl replaces by what the checkpoint holds, without a word.
-
-    Args:
-        actions: of s3prl's parser.
-        given: the command line as it was parsed.
-        saved: the checkpoint's arguments, as far as they replace those given.
-        by_hand: names of arguments that ``-o`` sets after that.
-        checkpoint: that is resumed from.
-
-    Raises:
-        MetaPerSERError: naming the first flag whose value is another than the checkpoint's.
-    """
-    for action in actions:
-        value = getattr(given, action.dest, None)
-        passed_over = action.dest not in saved or action.dest in (*GIVEN_ANEW, *by_hand)
-        if passed_over or value == action.default or value == saved[action.dest]:
-            continue
-        flag = min(action.option_strings, key=len)
-        raise MetaPerSERError(
-            f"{flag} {value} beside a checkpoint to go on from: {checkpoint} was made with {saved[action.dest]!r}, and "
-            f's3prl keeps to that; leave {flag} out, or give -o "args.{action.dest}={value!r}"'
-        )

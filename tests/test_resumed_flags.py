@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from crafted import whole_checkpoint
 
 from s3prl_metaperser import preflight
@@ -35,6 +36,45 @@ def check(place, flags):
 def test_a_flag_that_would_not_be_heard_is_refused(place, flags, said):
     with pytest.raises(MetaPerSERError, match=said):
         check(place, flags)
+
+
+def test_a_flag_is_one_also_where_it_says_what_is_the_default(place, tmp_path):
+    checkpoint = torch.load(place / "run/states-1.ckpt")
+    checkpoint["Args"].seed = 7
+    torch.save(checkpoint, tmp_path / "of-seed-7.ckpt")
+    command = ["-m", "evaluate", "-e", str(tmp_path / "of-seed-7.ckpt"), "--device", "cpu"]
+    assert preflight.check(command) == command
+    with pytest.raises(MetaPerSERError, match=r"--seed 1337 .* was made with 7, "):
+        preflight.check([*command, "--seed", "1337"])
+
+
+@pytest.fixture
+def edited(place, tmp_path, monkeypatch):
+    """Writes ``mine.yaml``: the checkpoint's config, with a key of ``downstream_expert`` changed."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changed):
+        config = torch.load(place / "run/states-1.ckpt")["Config"]
+        config["downstream_expert"] |= changed
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    return write
+
+
+@pytest.mark.parametrize("again", ["-m evaluate -e {run}", "-m train -e {run}", "-m train -a -p {run} -d metaperser"])
+def test_a_config_that_would_not_be_heard_is_refused_by_its_key(place, edited, again):
+    command = [*again.format(run=place / "run").split(), "--device", "cpu", "-c", "mine.yaml"]
+    edited()
+    assert preflight.check(command) == command
+    edited(select_by="UA")
+    said = r"-c mine\.yaml beside .* its key 'downstream_expert\.select_by' is 'UA', but .*states-1\.ckpt was made "
+    said += r"where it is 'miF1', .* leave -c out, or give -o \"config\.downstream_expert\.select_by='UA'\"; "
+    with pytest.raises(MetaPerSERError, match=said):
+        preflight.check(command)
+    command += ["-o", "config.downstream_expert.select_by='UA'"]
+    assert preflight.check(command) == command
+    with pytest.raises(MetaPerSERError, match=r"-c gone\.yaml: no such file"):
+        preflight.check([*command, "-c", "gone.yaml"])
 
 
 @pytest.mark.parametrize("flags", ["", "-u fbank_no_cmvn -d metaperser", "--seed 7 -o args.seed=7"])
