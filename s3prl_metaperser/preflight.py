@@ -124,8 +124,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     _check_config(args, config)
     folder = experiment_folder(args)
     check_experiment_folder(folder)
-    if args.downstream == "metaperser" and args.mode == "train" and checkpoint_path is None and not args.auto_resume:
-        resuming.refuse_used(folder)
+    if args.downstream == "metaperser" and args.mode == "train":
+        resuming.refuse_used(folder, checkpoint_path, args.auto_resume)
     if args.downstream == "metaperser":
         loaded = None if args.init_ckpt is None else read_checkpoint(Path(args.init_ckpt))
         if sets_run_up:

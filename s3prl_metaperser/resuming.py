@@ -85,18 +85,27 @@ def set_aside(damaged: Sequence[Path]) -> None:
             raise MetaPerSERError(f"checkpoint {path} is damaged and cannot be renamed: {error.strerror}") from None
 
 
-def refuse_used(folder: Path | str) -> None:
-    """Keep a training that begins anew from replacing what an earlier one has left, file by file.
+def refuse_used(folder: Path | str, resumed_from: Path | str | None = None, auto_resume: bool = False) -> None:
+    """Keep a training from replacing what another has left, file by file.
 
     Args:
         folder: s3prl's expdir; it need not be there.
+        resumed_from: the checkpoint that the training goes on from; None where it begins anew.
+        auto_resume: whether it begins anew because ``-a`` has found no state; what it has left before its first is its
+            own.
 
     Raises:
-        MetaPerSERError: when a training has left a checkpoint in it.
+        MetaPerSERError: when another training has left a checkpoint in it.
     """
-    found = [*states(folder), *Path(folder).glob("dev-best.ckpt")]
+    place = Path(folder)
+    if resumed_from is not None and Path(resumed_from).resolve().parent == place.resolve():
+        return
+    found = states(place)
+    if resumed_from is not None or not auto_resume:
+        found += place.glob("dev-best.ckpt")
     if found:
+        by = "-a" if resumed_from is None else f"-e {folder}"
         raise MetaPerSERError(
-            f"-p {folder}: holds an earlier training ({found[0].name}); go on with it by -a, give another "
+            f"-p {folder}: holds an earlier training ({found[0].name}); go on with it by {by}, give another "
             "folder, or delete this one"
         )

@@ -116,12 +116,12 @@ class Run(Network):
         """Keep the folder that is trained into from other processes; warn where nothing would be left to resume from.
 
         Raises:
-            MetaPerSERError: when another process trains into it, or has, and this run does not go on from a checkpoint.
+            MetaPerSERError: when another process trains into it, or has, and this run does not go on from there.
         """
         if own_share().rank > 0:
             return
-        if self.arguments["init_ckpt"] is None and not self.arguments.get("auto_resume"):
-            refuse_used(self.report.folder)
+        resumed_from = self.arguments["init_ckpt"] if self.arguments.get("past_exp") else None
+        refuse_used(self.report.folder, resumed_from, bool(self.arguments.get("auto_resume")))
         self.report.hold()
         if self.arguments["runner"]["max_keep"] < 2:
             print(

@@ -1,12 +1,18 @@
 """Flags beside -e that s3prl would replace by the checkpoint's, without a word; and where an experiment may go."""
 
+import contextlib
+import re
+from pathlib import Path
+
 import pytest
+import runner_stand_in
 import torch
 import yaml
 from crafted import whole_checkpoint
 
 from s3prl_metaperser import preflight
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +102,56 @@ def test_a_folder_without_a_name_or_behind_a_broken_link(tmp_path, monkeypatch, 
     command = ["-m", "train", "-d", "metaperser", "-u", "fbank_no_cmvn", "--device", "cpu", "-c", "ssl_e"]
     with pytest.raises(MetaPerSERError, match=said):
         preflight.check([*command, *flags], sets_run_up=False)
+
+
+@pytest.fixture
+def other(place, tmp_path):
+    """A folder with another training in it."""
+    (tmp_path / "other").mkdir()
+    for name in ("states-9.ckpt", "dev-best.ckpt"):
+        (tmp_path / "other" / name).write_bytes((place / "run/states-1.ckpt").read_bytes())
+    return tmp_path / "other"
+
+
+NEW = "-d metaperser -u fbank_no_cmvn --device cpu -c ssl_e"
+
+
+@pytest.mark.parametrize(
+    ("flags", "by"),
+    [("-e {run}", "-e {other}"), ("-a -p {run} -d metaperser", "-e {other}"), (f"-a -n new {NEW}", "-a")],
+)
+def test_a_training_that_goes_on_replaces_no_other(place, other, flags, by):
+    command = ["-m", "train", *flags.format(run=place / "run").split(), "--device", "cpu"]
+    command += ["-o", f"args.expdir='{other}'"]
+    said = re.escape(
+        f"-p {other}: holds an earlier training (states-9.ckpt); go on with it by {by.format(other=other)}, "
+    )
+    with pytest.raises(MetaPerSERError, match=said):
+        preflight.check(command, sets_run_up=False)
+
+
+def test_a_training_that_was_stopped_before_its_first_state_begins_anew_by_a(other):
+    (other / "states-9.ckpt").unlink()
+    command = f"-m train -p {other} {NEW}".split()
+    with pytest.raises(MetaPerSERError, match=r"holds an earlier training \(dev-best\.ckpt\); go on with it by -a"):
+        preflight.check(command, sets_run_up=False)
+    preflight.check([*command, "-a"], sets_run_up=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"past_exp": "{run}"}, True),
+        ({"past_exp": "{run}", "auto_resume": True}, True),
+        ({"past_exp": "{run}", "expdir": "{run}"}, False),
+        ({}, True),
+    ],
+)
+def test_the_stock_runner_replaces_no_other_either(place, other, small_corpus, given, refused):
+    """By ``-e``, or by ``-i`` where nothing has been resumed."""
+    state = {"expdir": str(other), "init_ckpt": str(place / "run/states-1.ckpt")}
+    state |= {name: one.format(run=place / "run") if isinstance(one, str) else one for name, one in given.items()}
+    arguments = runner_stand_in.arguments(small_corpus, place) | state
+    run = Run(arguments["downstream_expert"], 1, Path(arguments["expdir"]), arguments)
+    with pytest.raises(MetaPerSERError, match="holds an earlier training") if refused else contextlib.nullcontext():
+        run.hold_folder()
