@@ -33,7 +33,7 @@ from s3prl_metaperser.preflight_arguments import apply_overrides, parse, without
 from s3prl_metaperser.preflight_files import Config, config_path, load_checkpoint, load_config
 from s3prl_metaperser.preflight_folder import check_experiment_folder, experiment_folder
 from s3prl_metaperser.preflight_processes import check_as_many_processes, check_processes
-from s3prl_metaperser.preflight_resumed import check_config_unheard, check_unheard
+from s3prl_metaperser.preflight_resumed import check_config_unheard, check_optimization_kept, check_unheard
 from s3prl_metaperser.preflight_upstream import check_upstream
 
 RUNNER_KEYS = (
@@ -108,9 +108,13 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     if checkpoint_path is not None:
         flags = {name: getattr(parsed.namespace, name) for name in parsed.given}
         check_unheard(parsed.actions, flags, saved, by_hand, checkpoint_path)
+        beside = config
         if "config" in flags:
             beside = load_config(config_path(parsed.namespace))
             apply_overrides(copy.copy(args), beside)
+        if args.mode == "train":
+            check_optimization_kept(beside, saved_config, checkpoint_path)
+        if beside is not config:
             check_config_unheard(beside, config, flags["config"], checkpoint_path)
     check_trusted(saved, by_hand, f"-e {checkpoint_path}", config=saved_config)
     if any(literal != text for _, (text, literal) in given):

@@ -71,6 +71,28 @@ def check_config_unheard(given: Mapping[str, Any], config: Mapping[str, Any], na
     )
 
 
+def check_optimization_kept(given: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse to train on with other settings of optimizer or schedule, which their states in the checkpoint replace.
+
+    Args:
+        given: the config, with what ``-o`` changes in it.
+        saved: what the checkpoint holds.
+        checkpoint: that is resumed from.
+
+    Raises:
+        MetaPerSERError: naming the first key whose values differ.
+    """
+    for section in ("optimizer", "scheduler"):
+        found = _first_difference(given.get(section) or NOT_SET, saved.get(section) or NOT_SET, (section,))
+        if found is not None:
+            key, wanted, kept = found
+            raise MetaPerSERError(
+                f"config key {key!r} {_shown(wanted)}, but {checkpoint} was trained where it {_shown(kept)}, and s3prl "
+                f"brings that back with the {section}'s state; leave it so, or train anew in another folder, for which "
+                "downstream_expert.init_from takes the weights"
+            )
+
+
 def _first_difference(first: Any, second: Any, names: tuple[str, ...] = ()) -> tuple[str, Any, Any] | None:
     """Give the dotted key and both values, in the order of the first; None where all are equal."""
     if not (isinstance(first, Mapping) and isinstance(second, Mapping)):

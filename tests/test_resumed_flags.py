@@ -104,6 +104,27 @@ def test_a_folder_without_a_name_or_behind_a_broken_link(tmp_path, monkeypatch, 
         preflight.check([*command, *flags], sets_run_up=False)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("-o config.optimizer.lr=1e-9", r"'optimizer\.lr' is 1e-09, .*states-1\.ckpt was trained where it is 0\.001, "),
+        ("-o config.optimizer={'name':'AdamW'}", r"'optimizer\.name' is 'AdamW', .* where it is 'TorchOptim', "),
+        ("-o config.scheduler.name=constant", r"'scheduler' is \{'name': 'constant'\}, .* where it is not set, "),
+        ("-c mine.yaml", r"'optimizer\.lr' is 2\.0, "),
+    ],
+)
+def test_training_does_not_go_on_as_if_by_another_optimizer(place, edited, flags, said):
+    """s3prl loads its state, and with that its settings as they were."""
+    edited()
+    mine = yaml.safe_load(Path("mine.yaml").read_text())
+    Path("mine.yaml").write_text(yaml.safe_dump(mine | {"optimizer": mine["optimizer"] | {"lr": 2.0}}))
+    command = ["-e", str(place / "run"), "--device", "cpu", *flags.split()]
+    with pytest.raises(MetaPerSERError, match=rf"config key {said}.* or train anew in another folder, .*init_from"):
+        preflight.check(["-m", "train", *command])
+    if flags[1] == "o":
+        preflight.check(["-m", "evaluate", *command])
+
+
 @pytest.fixture
 def other(place, tmp_path):
     """A folder with another training in it."""
