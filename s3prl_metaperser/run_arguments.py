@@ -44,7 +44,15 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
         raise MetaPerSERError("system 'multi_few' has no head for a listener without labels; use -m evaluate")
     runner = _section(arguments, "runner")
     if runner.get("fp16"):
-        raise MetaPerSERError("config key 'runner.fp16' is true; meta-gradients need float32, set it to false")
+        raise MetaPerSERError(
+            f"config key 'runner.fp16' is {runner['fp16']!r:.40}; meta-gradients need float32, set it to false "
+            "(after -o, to False)"
+        )
+    if runner.get("train_dataloader", "train") != "train":
+        raise MetaPerSERError(
+            f"config key 'runner.train_dataloader' is {runner['train_dataloader']!r:.40}; expected train, since "
+            "nothing is learned from dev or test; leave it out"
+        )
     if arguments.get("specaug"):
         raise MetaPerSERError(
             "config section 'specaug' masks frames, but features are pooled once and cached without it; remove it"

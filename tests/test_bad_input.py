@@ -88,10 +88,17 @@ def test_command_line_that_cannot_be_used(capfd, tmp_path, small_corpus):
         refused(capfd, lambda given=given: DownstreamExpert(**given), *expected)
     given = arguments(small_corpus, tmp_path, data={"test_annotator": "E1"}) | {"downstream_variant": "fold2"}
     refused(capfd, lambda: DownstreamExpert(**given), "-v fold2", "data.test_annotator' ('E1')", "leave one")
-    for key, value in [("fp16", True), ("total_steps", "1e4"), ("log_step", 0), ("eval_dataloaders", ["test", "dev"])]:
+    for key, value, *expected in [
+        ("fp16", True, "is True"),
+        ("fp16", "false", "is 'false'; ", "(after -o, to False)"),
+        ("train_dataloader", "dev", "is 'dev'; expected train"),
+        ("total_steps", "1e4"),
+        ("log_step", 0),
+        ("eval_dataloaders", ["test", "dev"]),
+    ]:
         given = arguments(small_corpus, tmp_path)
         given["runner"][key] = value
-        refused(capfd, lambda given=given: DownstreamExpert(**given), f"runner.{key}")
+        refused(capfd, lambda given=given: DownstreamExpert(**given), f"runner.{key}", *expected)
     given = arguments(small_corpus, tmp_path) | {"specaug": {"max_n_masks": 2}}
     refused(capfd, lambda: DownstreamExpert(**given), "specaug")
     given = arguments(small_corpus, tmp_path)

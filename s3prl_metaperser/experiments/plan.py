@@ -42,7 +42,7 @@ RECIPES: Mapping[Scope, tuple[Recipe, ...]] = {
 """The recipes of Meta-PerSER that a scope has configs for, in the order of preference."""
 
 CONFIG_ROOTS = ("runner", "optimizer", "scheduler", "downstream_expert")
-OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio", "train_dataloader")
+OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio")
 """What s3prl's runner reads from ``runner:`` beside what our configs have."""
 
 LENGTHS_CHOSEN_ON = 408
