@@ -141,6 +141,22 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     return passed_on
 
 
+def ways_on(arguments: Sequence[str]) -> list[str]:
+    """Say how a training that is interrupted can be gone on with.
+
+    Args:
+        arguments: as :func:`check` has found nothing wrong with.
+
+    Returns:
+        One sentence, or none: where nothing is trained, no state is left, or the command would not look for it there.
+    """
+    args = parse(arguments).namespace
+    is_elsewhere = "args.expdir" in (args.override or "")
+    if args.mode != "train" or is_elsewhere or not resuming.states(args.past_exp or experiment_folder(args)):
+        return []
+    return ["the same command and -a go on from the last checkpoint"]
+
+
 def _import_hub() -> ModuleType:
     try:
         from s3prl import hub
@@ -157,13 +173,13 @@ def _past_experiment(args: argparse.Namespace) -> tuple[Path | None, list[Path]]
     """Find the checkpoint that s3prl is to resume from, by ``-e`` or ``-a``, and damaged ones that are newer."""
     expdir = experiment_folder(args)
     past = args.past_exp
-    if args.auto_resume and resuming.states(expdir):
-        past = expdir
+    if args.auto_resume and (states := resuming.states(expdir, "-p")):
+        return resuming.newest_sound(states)
     if past is None:
         return None, []
     if not os.path.isdir(past):
         return Path(past), []
-    states = resuming.states(past)
+    states = resuming.states(past, "-e")
     if not states:
         raise MetaPerSERError(
             f"-e {past}: no checkpoint in this folder; expected states-STEP.ckpt, or name a .ckpt file"

@@ -16,8 +16,12 @@ SET_ASIDE = "damaged-"
 """What the name of a damaged state begins with, once s3prl is not to find it any more."""
 
 
-def states(folder: Path | str) -> list[Path]:
+def states(folder: Path | str, flag: str | None = None) -> list[Path]:
     """List ``states-STEP.ckpt`` as s3prl does, newest first.
+
+    Args:
+        folder: that holds them; it need not be there.
+        flag: by which the command line has named it, for the error; None: none has.
 
     Raises:
         UnreadableError: for a folder that is there and cannot be looked into.
@@ -26,12 +30,15 @@ def states(folder: Path | str) -> list[Path]:
     if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         raise UnreadableError(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     found = [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/states-*.ckpt")]
-    try:
-        return sorted(found, key=lambda path: int(str(path).split("-")[-1].split(".")[0]), reverse=True)
-    except ValueError:
-        raise MetaPerSERError(
-            f"-e {folder}: holds a states-*.ckpt without a step number; name the .ckpt file"
-        ) from None
+    odd = next((path.name for path in found if not _step(path).isdecimal()), None)
+    if odd is not None:
+        where = str(folder) if flag is None else f"{flag} {folder}"
+        raise MetaPerSERError(f"{where}: holds {odd}, which has no step number; expected states-STEP.ckpt: rename it")
+    return sorted(found, key=lambda path: int(_step(path)), reverse=True)
+
+
+def _step(state: Path) -> str:
+    return state.name.split("-")[-1].split(".")[0]
 
 
 def newest_sound(found: Sequence[Path]) -> tuple[Path, list[Path]]:
@@ -100,7 +107,7 @@ def refuse_used(folder: Path | str, resumed_from: Path | str | None = None, auto
     place = Path(folder)
     if resumed_from is not None and Path(resumed_from).resolve().parent == place.resolve():
         return
-    found = states(place)
+    found = states(place, "-p")
     if resumed_from is not None or not auto_resume:
         found += place.glob("dev-best.ckpt")
     if found:

@@ -54,8 +54,8 @@ def main(sets_run_up_first: bool = True) -> None:
     write_any_text()
     try:
         _run(sets_run_up_first)
-    except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; the same command and -a go on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join([f"\n{PROGRAM}: interrupted", *interrupt.args]), file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -67,7 +67,8 @@ def _run(sets_run_up_first: bool) -> None:
         from s3prl_metaperser import preflight
         from s3prl_metaperser.distributed import with_local_rank
 
-        sys.argv[1:] = preflight.check(with_local_rank(sys.argv[1:]), sets_run_up_first)
+        given = with_local_rank(sys.argv[1:])
+        sys.argv[1:] = preflight.check(given, sets_run_up_first)
 
     from s3prl.run_downstream import main as run_s3prl
 
@@ -75,6 +76,8 @@ def _run(sets_run_up_first: bool) -> None:
     with told_in_a_line(PROGRAM):
         try:
             run_s3prl()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*preflight.ways_on(given)) from None
         except Exception as error:
             wrong_input = explained(error)
             if wrong_input is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 import yaml
 from crafted import whole_checkpoint
 
-from s3prl_metaperser import preflight
+from s3prl_metaperser import preflight, resuming, run_downstream
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.run import Run
+
+NEW = "-d metaperser -u fbank_no_cmvn --device cpu -c ssl_e"
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,48 @@ def test_training_does_not_go_on_as_if_by_another_optimizer(place, edited, flags
         preflight.check(["-m", "evaluate", *command])
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("-m train -p {own} " + NEW, "-p {own}"),
+        ("-m train -a -p {own} " + NEW, "-p {own}"),
+        ("-m evaluate -e {own} --device cpu", "-e {own}"),
+    ],
+)
+def test_a_state_without_a_step_is_named_by_the_flag_that_was_given(tmp_path, flags, named):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/states-last.ckpt").touch()
+    said = re.escape(f"{named.format(own=tmp_path / 'own')}: holds states-last.ckpt, which has no step number; ")
+    with pytest.raises(MetaPerSERError, match=f"^{said}"):
+        preflight.check(flags.format(own=tmp_path / "own").split(), sets_run_up=False)
+    with pytest.raises(MetaPerSERError, match=f"^{re.escape(str(tmp_path / 'own'))}: holds states-last"):
+        resuming.states(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("flags", "goes_on"),
+    [
+        ("-m train -p {run} " + NEW, True),
+        ("-m train -e {run} --device cpu", True),
+        ("-m train -e {run}/states-1.ckpt --device cpu", False),
+        ("-m train -e {run} --device cpu -o args.expdir='elsewhere'", False),
+        ("-m train -p {run}/none_yet " + NEW, False),
+        ("-m evaluate -e {run} --device cpu", False),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_with_a_training_that_has_left_a_state(place, monkeypatch, capfd, flags, goes_on):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["run_downstream", *flags.format(run=place / "run").split()])
+    monkeypatch.setattr(preflight, "check", lambda given, _: given)
+    monkeypatch.setattr("s3prl.run_downstream.main", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        run_downstream.main()
+    way_on = "; the same command and -a go on from the last checkpoint" if goes_on else ""
+    assert capfd.readouterr().err == f"\nrun_downstream: interrupted{way_on}\n"
+
+
 @pytest.fixture
 def other(place, tmp_path):
     """A folder with another training in it."""
@@ -132,9 +177,6 @@ def other(place, tmp_path):
     for name in ("states-9.ckpt", "dev-best.ckpt"):
         (tmp_path / "other" / name).write_bytes((place / "run/states-1.ckpt").read_bytes())
     return tmp_path / "other"
-
-
-NEW = "-d metaperser -u fbank_no_cmvn --device cpu -c ssl_e"
 
 
 @pytest.mark.parametrize(
