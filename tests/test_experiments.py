@@ -246,6 +246,24 @@ def test_a_folder_holds_one_set_of_settings(out, small_corpus, capsys):
         ({"settings": ["runner.total_stps=5"]}, "the runner knows no 'total_stps'; did you mean 'total_steps'"),
         ({"settings": ["sle_e:runner.total_steps=5"]}, "no config 'sle_e'; did you mean"),
         ({"settings": ["total_steps=5"]}, "known: runner, optimizer"),
+        ({"settings": ["downstream_expert.fold=2"]}, "downstream_expert.fold is for --folds to say; leave it out"),
+        ({"settings": ["downstream_expert.corpus=elsewhere"]}, "is for --corpus to say"),
+        ({"settings": ["ssl_e_paper:downstream_expert.scenario=unseen"]}, "is for --scenario to say"),
+        ({"settings": ["downstream_expert.scope=head"]}, "is for --scope to say"),
+        ({"settings": ["downstream_expert.recipe=best"]}, "is for --recipe to say"),
+        ({"settings": ["downstream_expert.system=random"]}, "is for the experiment itself to say"),
+        ({"settings": ["runner.eval_dataloaders=[dev,test]"]}, "is for the experiment itself to say"),
+        ({"settings": ["downstream_expert.episodes.shots=8"]}, "is for --shots to say"),
+        ({"settings": ["downstream_expert.episodes.queries=8"]}, "is for --queries to say"),
+        ({"settings": ["downstream_expert.episodes.number=8"]}, "is for --episodes to say"),
+        ({"settings": ["downstream_expert.episodes={seed: 1}"]}, "holds downstream_expert.episodes.shots, which"),
+        ({"settings": ["downstream_expert.meta.inner_lr=1"]}, "is for --inner-lr to say"),
+        ({"settings": ["meta_perser:downstream_expert.init_from=a"]}, "is for the experiment itself to say"),
+        ({"settings": ["multi_few:downstream_expert.data.fold_count=2"]}, "must have the same listeners and episodes"),
+        (
+            {"more": ["--folds", "2"], "settings": ["downstream_expert.data.test_annotator=E1"]},
+            "downstream_expert.data.test_annotator is for --folds, unless that is 1, to say",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_before_anything_is_run(small_corpus, tmp_path, capsys, change, message):
@@ -256,6 +274,25 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_is_run(small_corpus, 
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_one_fold_may_be_of_a_chosen_listener(small_corpus, tmp_path):
+    setup = setup_of(small_corpus, tmp_path, "linear", Override(None, "downstream_expert.data.test_annotator", "E2"))
+    setup.check(lambda arguments: None)
+    assert setup.folds_of() == {"E2": 1}
+
+
+def test_what_rows_of_table2_differ_in_is_not_set_for_all_of_them(recordings, tmp_path, capsys):
+    """Also where another experiment comes first."""
+    short = ["--scenario", "seen", "--folds", "1", "--shots", "4", "--queries", "20", "--figure-shots", "4"]
+    for key, value in (("lslr", "false"), ("query", "resampled"), ("annealing", "null")):
+        full = f"downstream_expert.meta.{key}"
+        given = [str(recordings), "-u", "fbank_no_cmvn", "--out", str(tmp_path / "out"), *short]
+        with pytest.raises(SystemExit) as ended:
+            reproduce.main([*given, "--set", f"{full}={value}"])
+        assert ended.value.code == 2
+        assert f": {full} is what rows of Table 2 differ in" in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "out/runs").exists()
 
 
 def test_failed_runs_and_episodes_are_named_and_all_others_make_the_table(small_corpus, tmp_path, cache, capsys):

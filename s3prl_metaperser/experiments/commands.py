@@ -273,13 +273,15 @@ def run_all(args: argparse.Namespace, experiments: Sequence[Callable[[], Experim
 
     Returns:
         The exit code: 1 where a run failed.
+
+    Raises:
+        MetaPerSERError: when an experiment cannot be what it is asked for, before any of them is begun.
     """
     if args.dry_run:
         from s3prl_metaperser.experiments.grid import Grid
         from s3prl_metaperser.experiments.launchers import check
 
-        for make in experiments:
-            experiment = make()
+        for experiment in [make() for make in experiments]:
             experiment.setup.check(check, runs_are_elsewhere=True)
             print(f"# {experiment.kind}: the config of each run is written into its folder when it is started")
             for line in Grid(experiment.nodes).describe():
@@ -289,11 +291,8 @@ def run_all(args: argparse.Namespace, experiments: Sequence[Callable[[], Experim
     launcher = make_launcher(args)
     from s3prl_metaperser.experiments.conduct import conduct, tell
 
-    codes = []
-    for make in experiments:
-        experiment = make()
-        codes.append(tell(experiment, conduct(experiment, launcher, args.jobs)))
-    return max(codes)
+    planned = [make() for make in experiments]
+    return max([tell(experiment, conduct(experiment, launcher, args.jobs)) for experiment in planned])
 
 
 def _run(args: argparse.Namespace) -> int:

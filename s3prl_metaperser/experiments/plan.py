@@ -44,6 +44,25 @@ RECIPES: Mapping[Scope, tuple[Recipe, ...]] = {
 CONFIG_ROOTS = ("runner", "optimizer", "scheduler", "downstream_expert")
 OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio")
 """What s3prl's runner reads from ``runner:`` beside what our configs have."""
+TEST_ANNOTATOR = "downstream_expert.data.test_annotator"
+INIT_FROM = "downstream_expert.init_from"
+ITSELF = "the experiment itself"
+DECIDED = {
+    "runner.eval_dataloaders": ITSELF,
+    "downstream_expert.system": ITSELF,
+    "downstream_expert.recipe": "--recipe",
+    "downstream_expert.corpus": "--corpus",
+    "downstream_expert.scope": "--scope",
+    "downstream_expert.scenario": "--scenario",
+    "downstream_expert.fold": "--folds",
+    "downstream_expert.episodes.shots": "--shots",
+    "downstream_expert.episodes.queries": "--queries",
+    "downstream_expert.episodes.number": "--episodes",
+    "downstream_expert.meta.inner_lr": "--inner-lr",
+}
+"""Keys that the plan gives each run, by which tables tell runs apart: and what decides them."""
+OF_ALL_RUNS = ("downstream_expert.data", "downstream_expert.episodes")
+"""Sections that say on whom systems are compared, the same for all."""
 
 LENGTHS_CHOSEN_ON = 408
 """Training utterances of the corpus on which the lengths of the unseen scenario's configs were chosen."""
@@ -179,6 +198,26 @@ class Setup:
             known = [*self._installed(SSL_E, scenario)["runner"], *OPTIONAL_RUNNER_KEYS]
             if root == "runner" and names[0] not in known:
                 raise MetaPerSERError(f"--set {one}: the runner knows no {names[0]!r}; {suggest(names[0], known)}")
+            self._check_decided(one)
+
+    def _check_decided(self, one: Override) -> None:
+        """Refuse a setting by which runs would not be what their rows of a table say."""
+        decided = dict(DECIDED)
+        if self.folds != 1:
+            decided[TEST_ANNOTATOR] = "--folds, unless that is 1,"
+        if one.config is not None and one.config.startswith(META_PERSER):
+            decided[INIT_FROM] = ITSELF
+        for key, decider in decided.items():
+            if _is_within(one.key, key):
+                raise MetaPerSERError(f"--set {one}: {key} is for {decider} to say; leave it out")
+            if _is_within(key, one.key):
+                raise MetaPerSERError(
+                    f"--set {one}: holds {key}, which is for {decider} to say; give other keys one by one"
+                )
+        if one.config is not None and any(_is_within(one.key, section) for section in OF_ALL_RUNS):
+            raise MetaPerSERError(
+                f"--set {one}: all runs must have the same listeners and episodes; give it without {one.config}:"
+            )
 
     def shared(self) -> dict[str, Any]:
         """Give what must be the same for all experiments of a folder, for the record."""
@@ -300,6 +339,10 @@ def family_of(config: str, recipe: Recipe, scope: Scope) -> str:
     if scope == "entire":
         return f"{config}_entire"
     return config if recipe == UNNAMED else f"{config}_{recipe}"
+
+
+def _is_within(key: str, section: str) -> bool:
+    return f"{key}.".startswith(f"{section}.")
 
 
 def _config_name(family: str, scenario: Scenario) -> str:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pandas as pd
 
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.experiment import Experiment, Record, Row
 from s3prl_metaperser.experiments.plan import Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.significance import compare, write_comparison
 from s3prl_metaperser.experiments.tables import write_tables
+from s3prl_metaperser.settings import SECTION
 
 PARTS = ("INI", "CSMT", "DA", "LSLR")
 COMBINATIONS: tuple[tuple[str, ...], ...] = ((), ("INI",), ("INI", "CSMT"), ("INI", "DA"), ("INI", "LSLR"), PARTS)
@@ -58,7 +60,17 @@ def table2(setup: Setup, inner_lrs: Sequence[float]) -> Experiment:
     Args:
         setup: of its runs.
         inner_lrs: inner rates to choose from on dev, for each row alike.
+
+    Raises:
+        MetaPerSERError: for an override of what the rows differ in, which would be in all of them, or in none.
     """
+    differing = {f"{SECTION}.{key}" for key, _ in variant(()).change}
+    for override in setup.overrides:
+        if override.key in differing:
+            raise MetaPerSERError(
+                f"--set {override}: {override.key} is what rows of Table 2 differ in; leave it out, or make the other "
+                "experiments one by one"
+            )
     plan = Plan(setup)
     rows = [
         Row(row_name(parts), scenario, fold, plan.meta_perser(scenario, fold, variant(parts), inner_lrs))
