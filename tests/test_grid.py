@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,7 @@ from submitit import SlurmJob
 
 from s3prl_metaperser import configs
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.experiments import slurm
+from s3prl_metaperser.experiments import runs, slurm
 from s3prl_metaperser.experiments.grid import Choice, Grid, Node
 from s3prl_metaperser.experiments.launchers import End, ForkLauncher, Launched, Launcher, ProcessLauncher
 from s3prl_metaperser.experiments.runs import BEST, CONFIG, DEV_RESULTS, LOG, RESULTS, Run, Upstream
@@ -134,6 +136,53 @@ def test_nothing_is_run_twice_unless_what_it_reads_has_changed(make_run):
     again.weights = "other weights"
     Grid(nodes).run(again, 2)
     assert again.started == ["b", "b", "of_b"]
+
+
+@pytest.fixture
+def reader(make_run, small_corpus, tmp_path):
+    """A run that reads a corpus and an upstream's folder of its own, which tests change."""
+    corpus, upstream = shutil.copytree(small_corpus, tmp_path / "corpus"), tmp_path / "hubert"
+    upstream.mkdir()
+    (upstream / "model.safetensors").write_text("weights")
+    return replace(make_run("reader", corpus=str(corpus)), upstream=Upstream("hf_hubert_custom", str(upstream), "cpu"))
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("changed", ["corpus/annotations.csv", "corpus/audio/Ses03_07.wav", "hubert/model.safetensors"])
+def test_a_run_is_of_the_content_of_all_that_it_reads(reader, tmp_path, changed, cache):
+    reader.config["downstream_expert"]["feature_cache"] = cache
+    Grid([Node("reader", reader)]).run(Play(), 1)
+    assert reader.is_done()
+    with (tmp_path / changed).open("ab") as file:
+        file.write(b"\n")
+    assert not reader.is_done()
+
+
+def test_a_run_is_of_its_libraries(reader, monkeypatch):
+    with_these = reader.fingerprint()
+    for library in ("torch", "transformers"):
+        newer = {library: "99.0"}
+        monkeypatch.setattr(runs, "version", lambda name, newer=newer: newer.get(name, version(name)))
+        runs._code_fingerprint.cache_clear()
+        assert reader.fingerprint() != with_these
+    monkeypatch.undo()
+    runs._code_fingerprint.cache_clear()
+    assert reader.fingerprint() == with_these
+
+
+def test_a_run_whose_corpus_changes_meanwhile_is_not_done_and_run_again(reader, tmp_path):
+    play = Play()
+
+    def start(run):
+        with (tmp_path / "corpus/audio/Ses03_07.wav").open("ab") as file:
+            file.write(b"\n")
+        return Play.start(play, run)
+
+    play.start = start
+    nodes = [Node("reader", reader)]
+    (failure,) = Grid(nodes).run(play, 1).failures
+    assert "its corpus, recordings or weights are not what it was begun with" in failure.reason
+    assert Grid(nodes).run(Play(), 1).states == {"reader": "done"}
 
 
 @pytest.mark.parametrize(("dev", "best"), [({"slow": 40, "fast": 41}, "fast"), ({"slow": 40, "fast": 40}, "slow")])

@@ -390,6 +390,7 @@ class TestResults:
         config["downstream_expert"]["corpus"] = str(small_corpus)
         run = Run("fold1/ssl_e", tmp_path, "train", config, Upstream("fbank_no_cmvn", None, "cpu"), 1, 1)
         files = {"dev-best.ckpt": "weights", "results-dev.csv": "miF1\n40.6\n", "tuning.csv": "lr\n0.1\n"}
+        run.begin()
         for name, text in files.items():
             (tmp_path / name).write_text(text)
         now = datetime.now(timezone.utc)

@@ -249,7 +249,7 @@ class _Execution:
         else:
             try:
                 one.run.finish(one.started, ended)
-            except OSError as error:
+            except (OSError, MetaPerSERError) as error:
                 self._fail(one.run, f"ended well, but that could not be recorded: {error}")
                 return
             self.outcome.seconds[one.run.name] = round((ended - one.started).total_seconds(), 1)

@@ -15,7 +15,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -28,7 +28,9 @@ import yaml
 import s3prl_metaperser
 from s3prl_metaperser import checksums
 from s3prl_metaperser.atomic import remove_leftovers, write_text
+from s3prl_metaperser.corpus.manifest import ANNOTATIONS_FILE, CORPUS_FILE, load_corpus
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.settings import read_settings
 
 Mode = Literal["train", "evaluate"]
 
@@ -47,7 +49,7 @@ KEPT = (
 """Files of a run that have a checksum in ``done.json``, as far as they are there."""
 
 PROGRAM = (sys.executable, "-m", "s3prl_metaperser.run_downstream")
-LIBRARIES = ("s3prl", "torch", "torchaudio", "numpy", "higher")
+LIBRARIES = ("s3prl", "torch", "torchaudio", "transformers", "numpy", "higher")
 """Those whose version may change a run's numbers."""
 STATES = 2
 """What the configs have s3prl keep: the last state, and one to go on from where the last is damaged."""
@@ -75,6 +77,37 @@ def _file_fingerprint(path: Path) -> str:
 def _content_hash(path: Path, size: int, changed: int) -> str:
     """Hash a file; ``size`` and ``changed`` are what a changed file is told from a remembered one by."""
     return checksums.of_file(path)
+
+
+def _fingerprints(place: Path) -> list[str]:
+    """Hash a file, or every file of a folder, such as an hf_* upstream's, with its name there."""
+    if not place.is_dir():
+        return [_file_fingerprint(place)]
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    return [f"{file.relative_to(place)} {_file_fingerprint(file)}" for file in files]
+
+
+def _audio_fingerprints(corpus: Path, manifest: Sequence[str], feature_cache: str) -> list[str]:
+    """Hash a corpus's recordings; as the feature cache remembers them, where there is one.
+
+    Raises:
+        MetaPerSERError: when one is missing or cannot be read, or the corpus is not valid.
+    """
+    # torch takes seconds to import.
+    from s3prl_metaperser.upstream.cache import FileHashes, default_cache, expanded
+
+    root, recordings = _recordings(corpus, *manifest)
+    if feature_cache == "off":
+        return [_file_fingerprint(path) for path in recordings]
+    place = default_cache() if feature_cache == "auto" else expanded(feature_cache)
+    return FileHashes(place, root).of(recordings)
+
+
+@cache
+def _recordings(corpus: Path, *manifest: str) -> tuple[Path, Sequence[Path]]:
+    """Give a corpus's audio root and recordings; ``manifest`` tells a changed corpus from a remembered one."""
+    loaded = load_corpus(corpus)
+    return loaded.root, list(loaded.audio_paths().values())
 
 
 @dataclass(frozen=True)
@@ -176,13 +209,15 @@ class Run:
 
         Raises:
             OSError: when a file that it reads is not there (yet).
+            MetaPerSERError: when a recording is not, or the corpus is not valid.
         """
+        feature_cache = read_settings(self.config["downstream_expert"]).feature_cache
         expert = dict(self.config["downstream_expert"])
         corpus = Path(expert.pop("corpus"))
-        read = [corpus / "annotations.csv", corpus / "corpus.json"]
-        read += [Path(path) for path in (self.checkpoint, expert.pop("init_from", None)) if path]
+        manifest = [_file_fingerprint(corpus / name) for name in (ANNOTATIONS_FILE, CORPUS_FILE)]
+        read = [Path(path) for path in (self.checkpoint, expert.pop("init_from", None)) if path]
         upstream, ckpt = self.upstream, self.upstream.ckpt
-        if ckpt and Path(ckpt).is_file():
+        if ckpt and Path(ckpt).exists():
             read.append(Path(ckpt))
             upstream = replace(upstream, ckpt="")
         parts = {
@@ -192,7 +227,8 @@ class Run:
             "upstream": asdict(upstream),
             "seed": self.seed,
             "threads": self.threads,
-            "files": [_file_fingerprint(path) for path in read],
+            "files": [*manifest, *(digest for path in read for digest in _fingerprints(path))],
+            "audio": _audio_fingerprints(corpus, manifest, feature_cache),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -203,7 +239,7 @@ class Run:
             if record["fingerprint"] != self.fingerprint() or self.missing_output() is not None:
                 return False
             changed = [name for name, digest in record["files"].items() if self._checksum(name) != digest]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, MetaPerSERError, ValueError, KeyError, TypeError, AttributeError):
             return False
         for name in changed:
             print(
@@ -239,6 +275,7 @@ class Run:
 
         Raises:
             OSError: when a file that the run reads is not there, or the folder cannot be written.
+            MetaPerSERError: when the corpus or a recording cannot be read.
         """
         beginning = self._beginning()
         state = self._state_to_go_on_from(beginning)
@@ -305,13 +342,23 @@ class Run:
         return next((name for name in OUTPUTS[self.mode] if not (self.folder / name).exists()), None)
 
     def finish(self, started: datetime, ended: datetime) -> None:
-        """Record that the run has ended well; where the upstream has learned, remove the state before the last."""
+        """Record that the run has ended well; where the upstream has learned, remove the state before the last.
+
+        Raises:
+            OSError: when a file that the run reads is not there any more, or the folder cannot be written.
+            MetaPerSERError: when what the run reads is not what it was begun with, so that nobody knows what it read.
+        """
+        beginning = self._beginning()
+        if (self.folder / BEGUN).read_text(encoding="utf-8") != beginning:
+            raise MetaPerSERError(
+                "its corpus, recordings or weights are not what it was begun with; give the command again"
+            )
         # It was there for a kill, and is as large as three upstreams (Adam's moments). More are somebody's own wish.
         if self.trains_upstream and self.config["runner"]["max_keep"] == STATES:
             for state in self._states()[1:]:
                 state.unlink()
         record = {
-            "fingerprint": self.fingerprint(),
+            "fingerprint": json.loads(beginning)["fingerprint"],
             "command": self.shown_command(),
             "started": started.isoformat(timespec="milliseconds"),
             "ended": ended.isoformat(timespec="milliseconds"),

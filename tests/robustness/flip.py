@@ -114,7 +114,7 @@ def _run(root: Path, corpus: Path) -> Kind:
     config = yaml.safe_load(configs.find("ssl_e").read_text())
     config["downstream_expert"]["corpus"] = str(corpus)
     run = Run("fold1/ssl_e", root / "done", "train", config, Upstream("fbank_no_cmvn", None, "cpu"), 1, 1)
-    run.folder.mkdir()
+    run.begin()
     for name in ("dev-best.ckpt", "results-dev.csv"):
         (run.folder / name).write_text(name)
     now = datetime.now(timezone.utc)
