@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 from weakref import WeakSet
 
-from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.errors import MetaPerSERError, RefusedFileError
 
 PART = ".part"
 """What the names of temporary files end with."""
@@ -26,11 +26,8 @@ LEFTOVER_SECONDS = 60.0
 """A temporary file that nobody has a lock on may just be about to be locked; after so long it is a killed process's."""
 
 
-class UnwritableError(MetaPerSERError, OSError):
-    """A file that the file system does not let be written: bad input to us, an ``OSError`` to whom that says more."""
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(error.errno, error.strerror, str(path))
+class UnwritableError(RefusedFileError):
+    """A file that cannot be written."""
 
     def __str__(self) -> str:
         return f"{self.filename} cannot be written: {self.strerror}; what was there before is as it was"

@@ -47,11 +47,19 @@ class MetaPerSERError(Exception):
     """Bad input. The message is one line: what was wrong, where, what was expected, how to mend it."""
 
 
-class UnreadableError(MetaPerSERError, OSError):
-    """A file that is there and cannot be read: nothing is known of what it holds, such as whether it is damaged."""
+class RefusedFileError(MetaPerSERError, OSError):
+    """A file that the file system does not let be used: bad input to us, an ``OSError`` to whom that says more."""
 
     def __init__(self, path: object, error: OSError) -> None:
         super().__init__(error.errno, error.strerror, str(path))
+
+    def __reduce__(self) -> tuple[type[RefusedFileError], tuple[str, OSError]]:
+        # Errors come back from processes pickled; an OSError's own way would be to give __init__ three arguments.
+        return type(self), (self.filename, OSError(self.errno, self.strerror))
+
+
+class UnreadableError(RefusedFileError):
+    """A file that is there and cannot be read: nothing is known of what it holds, such as whether it is damaged."""
 
     def __str__(self) -> str:
         return f"{self.filename} cannot be read ({self.strerror}); get the right to read it, or name another"

@@ -1,7 +1,12 @@
 """Bad input to the expert: one line on stderr that names value and cure, exit code 2, no traceback, nothing written."""
 
 import argparse
+import errno
+import importlib
+import pkgutil
 import shutil
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +17,14 @@ from runner_stand_in import arguments, one_training_step, saved
 from s3prl.upstream.baseline.hubconf import fbank, fbank_no_cmvn
 from s3prl.upstream.interfaces import Featurizer
 
+import s3prl_metaperser
+from s3prl_metaperser.atomic import UnwritableError
+from s3prl_metaperser.calibration.uploads import TooLargeError
 from s3prl_metaperser.corpus.manifest import build_corpus, load_corpus, write_corpus
+from s3prl_metaperser.errors import MetaPerSERError, RefusedFileError, UnreadableError
 from s3prl_metaperser.expert import DownstreamExpert
 from s3prl_metaperser.settings import read_settings
+from s3prl_metaperser.upstream.cache import DamagedShardError
 
 
 def refused(capfd, function, *expected):
@@ -299,3 +309,28 @@ def test_results_file_of_another_program_is_not_touched(capfd, tmp_path, small_c
     (tmp_path / "run").mkdir()
     (tmp_path / "run/results.csv").write_text("name,score\nme,1\n")
     refused(capfd, lambda: DownstreamExpert(**given), "run/results.csv:1: unknown column 'name'", "test_annotator")
+
+
+def all_below(kind):
+    return {one for below in kind.__subclasses__() for one in (below, *all_below(below))}
+
+
+def test_errors_come_back_whole_from_another_process():
+    """Each is known here by what it is made of, so that a further one is not forgotten."""
+    refused_file = Path("file"), PermissionError(errno.EACCES, "Permission denied")
+    made_of = {
+        RefusedFileError: refused_file,
+        UnreadableError: refused_file,
+        UnwritableError: refused_file,
+        DamagedShardError: (Path("shard"),),
+        TooLargeError: (),
+    }
+    for module in pkgutil.walk_packages(s3prl_metaperser.__path__, "s3prl_metaperser."):
+        importlib.import_module(module.name)
+    assert all_below(MetaPerSERError) == set(made_of)
+    for kind, given in {**made_of, MetaPerSERError: ("message",)}.items():
+        error = kind(*given)
+        back = ForkingPickler.loads(ForkingPickler.dumps(error))
+        assert (type(back), str(back), back.args, vars(back)) == (kind, str(error), error.args, vars(error))
+        for name in ("errno", "strerror", "filename"):
+            assert getattr(back, name, None) == getattr(error, name, None)

@@ -257,12 +257,19 @@ def test_a_run_with_bad_input_fails_with_its_own_words(make_run, launcher):
 
 
 @pytest.mark.parametrize("launcher", [ForkLauncher, ProcessLauncher])
-def test_what_is_wrong_with_a_run_is_found_before_its_folder_is_made(make_run, tmp_path, launcher):
-    run = make_run("broken", fold=9)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fold": 9}, "fold 9 does not exist"),
+        ({"init_from": "/proc/self/mem"}, r"/proc/self/mem cannot be read \(Input/output error\)"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_found_before_its_folder_is_made(make_run, tmp_path, launcher, change, message):
+    run = make_run("broken", **change)
     config = tmp_path / "broken.yaml"
     config.write_text(yaml.safe_dump(run.config))
     arguments = [str(config) if given == str(run.folder / CONFIG) else given for given in run.arguments()]
-    with pytest.raises(MetaPerSERError, match="fold 9 does not exist"):
+    with pytest.raises(MetaPerSERError, match=message):
         (launcher(1) if launcher is ForkLauncher else launcher()).check(arguments)
     assert not run.folder.exists()
 

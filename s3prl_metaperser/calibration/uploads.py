@@ -20,8 +20,10 @@ MOST_SECONDS = 60
 class TooLargeError(MetaPerSERError):
     """An upload of more than :data:`MOST_BYTES`."""
 
-    def __init__(self) -> None:
-        super().__init__(f"the file is larger than {MOST_BYTES // 2**20} MB; choose a single utterance")
+    def __init__(
+        self, message: str = f"the file is larger than {MOST_BYTES // 2**20} MB; choose a single utterance"
+    ) -> None:
+        super().__init__(message)
 
 
 async def collect(chunks: AsyncIterable[bytes], promised: str | None) -> bytes:

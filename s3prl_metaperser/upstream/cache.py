@@ -250,6 +250,9 @@ class DamagedShardError(MetaPerSERError):
         super().__init__(f"feature cache file {shard} is damaged; it is deleted, and its clips are extracted again")
         self.shard = shard
 
+    def __reduce__(self) -> tuple[type[DamagedShardError], tuple[Path]]:
+        return type(self), (self.shard,)
+
 
 def _shard_name(audio: Sequence[str]) -> str:
     return f"shard-{hashlib.sha256(''.join(audio).encode()).hexdigest()[:20]}.safetensors"
