@@ -24,6 +24,8 @@ from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.experiments import reproduce
 from s3prl_metaperser.experiments.figure2 import figure2
+from s3prl_metaperser.experiments.grid import Grid, Node
+from s3prl_metaperser.experiments.launchers import ProcessLauncher
 from s3prl_metaperser.experiments.plan import Override, Setup
 from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.experiments.table1 import table1 as plan_table1
@@ -418,6 +420,13 @@ class TestWhatATrainingGoesOnFrom:
         run = changed if isinstance(changed, Run) else run
         assert run.begin() is None
         assert {path.name for path in run.folder.iterdir()} == {"begun.json", "config.yaml"}
+
+    def test_a_state_without_a_step_is_a_failure_that_leaves_all_states(self, run):
+        (run.folder / "states-best.ckpt").write_text("a copy made by hand")
+        before = {path: path.read_bytes() for path in run.folder.iterdir()}
+        (failure,) = Grid([Node(run.name, run)]).run(ProcessLauncher(), 1).failures
+        assert failure.reason.startswith(f"could not be started: {run.folder / 'states-best.ckpt'} has no step number")
+        assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
 
     def test_an_upstreams_address_is_given_again_as_a_states_is_not_trusted(self, run):
         address = "https://example.org/o'clock.pt?size=base,,large"

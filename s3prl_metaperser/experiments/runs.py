@@ -275,7 +275,8 @@ class Run:
 
         Raises:
             OSError: when a file that the run reads is not there, or the folder cannot be written.
-            MetaPerSERError: when the corpus or a recording cannot be read.
+            MetaPerSERError: when the corpus or a recording cannot be read, or nobody knows what the training's last
+                state is.
         """
         beginning = self._beginning()
         state = self._state_to_go_on_from(beginning)
@@ -328,7 +329,11 @@ class Run:
         return state
 
     def _states(self) -> list[Path]:
-        """List what s3prl has saved of a training, newest first."""
+        """List what s3prl has saved of a training, newest first.
+
+        Raises:
+            MetaPerSERError: for what is named like a state and has no step number, on which s3prl would fail.
+        """
         return sorted(self.folder.glob("states-*.ckpt"), key=_step, reverse=True)
 
     def prepare(self) -> None:
@@ -369,7 +374,10 @@ class Run:
 
 
 def _step(state: Path) -> int:
-    return int(state.stem.removeprefix("states-"))
+    number = state.stem.removeprefix("states-")
+    if not number.isdecimal():
+        raise MetaPerSERError(f"{state} has no step number; give it a name that does not begin with states-")
+    return int(number)
 
 
 def thread_limits(threads: int) -> dict[str, str]:
