@@ -26,7 +26,7 @@ def run_demo(out: Path, seed: int) -> int:
 
     Args:
         out: folder for corpus, runs and tables; finished parts found there are not repeated.
-        seed: of the corpus and of all draws.
+        seed: of the corpus.
 
     Returns:
         The exit code: 1 where a run failed.
