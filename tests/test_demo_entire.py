@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from workshop import downstream_state, same_weights
+from workshop import STOCK, downstream_state, same_weights
 
 from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.experiments import demo_entire
@@ -45,8 +45,15 @@ def test_training_is_by_the_stock_runner_with_the_upstream_trainable(demo):
     trainings = [line for line in demo[1].stderr.splitlines() if "-m train" in line and "-e" not in line.split()]
     assert len(trainings) == 3
     for line in trainings:
-        assert line.startswith("    python -m s3prl.run_downstream -m train -d metaperser -u wavlm_local")
+        assert line.startswith(f"    python -m {STOCK[-1]} -m train -d metaperser -u wavlm_local")
         assert "-f" in line.split()
+
+
+def test_where_s3prl_does_not_import_the_launcher_trains(tmp_path, monkeypatch):
+    """With a torchaudio that lacks what s3prl asks it for while it is imported."""
+    (tmp_path / "torchaudio.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    assert demo_entire._program() == "s3prl_metaperser.run_downstream"
 
 
 def test_both_trainings_move_the_upstream_and_leave_its_front_end(demo):

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from s3prl_metaperser.experiments.runs import Run
 
 STOCK, LAUNCHER = "s3prl.run_downstream", "s3prl_metaperser.run_downstream"
-"""One program with the same flags; with newer torch only the launcher's ``-e`` can read s3prl's checkpoints."""
+"""One program with the same flags; with newer torch only the launcher's ``-e`` can read s3prl's checkpoints, and with
+newer torchaudio or huggingface_hub only the launcher starts."""
 SSL_E, META_PERSER = "ssl_e_entire", "meta_perser_entire"
 META_STEPS, HALF_WAY = 4, 2
 SHORT: dict[str, dict[str, Any]] = {
@@ -141,21 +142,29 @@ def _train(setup: Setup) -> tuple[Run, Run]:
     """Train SSL-E and, from it, Meta-PerSER twice; give these two runs, the second of which was killed and resumed."""
     from s3prl_metaperser.experiments.runs import BEST
 
+    program = _program()
     ssl_e = setup.run("ssl_e", "train", setup.config(SSL_E, "seen", 1))
     say("SSL-E: the upstream, the weighted sum and two linear layers learn aggregated labels")
     ssl_e.prepare()
-    _call(setup, STOCK, ssl_e.arguments(), ssl_e.folder)
+    _call(setup, program, ssl_e.arguments(), ssl_e.folder)
     config = setup.config(META_PERSER, "seen", 1, {"init_from": str(ssl_e.folder / BEST)})
     whole, resumed = (setup.run(name, "train", config) for name in ("meta_perser", "meta_perser-resumed"))
     say("Meta-PerSER: all of it is meta-trained from SSL-E")
     whole.prepare()
-    _call(setup, STOCK, whole.arguments(), whole.folder)
+    _call(setup, program, whole.arguments(), whole.folder)
     say(f"the same again, killed after step {HALF_WAY} of {META_STEPS}, and gone on with from its last checkpoint")
     resumed.prepare()
-    _call(setup, STOCK, resumed.arguments(), resumed.folder, kill_at=resumed.folder / f"states-{HALF_WAY}.ckpt")
+    _call(setup, program, resumed.arguments(), resumed.folder, kill_at=resumed.folder / f"states-{HALF_WAY}.ckpt")
     going_on = ["-m", "train", "-e", str(resumed.folder), "--device", setup.upstream.device]
     _call(setup, LAUNCHER, going_on, resumed.folder)
     return whole, resumed
+
+
+def _program() -> str:
+    """Choose s3prl's own command, or the launcher where s3prl does not import by itself."""
+    # In another process: this one may have put in what s3prl misses.
+    imports = subprocess.run([sys.executable, "-c", f"import {STOCK}"], capture_output=True).returncode == 0
+    return STOCK if imports else LAUNCHER
 
 
 def _evaluate(setup: Setup, meta_perser: Run) -> None:
