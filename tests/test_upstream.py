@@ -1,6 +1,8 @@
 """Features of a frozen upstream: exact, independent of batch-mates, and made once."""
 
 import dataclasses
+import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -184,6 +187,30 @@ def test_each_recording_goes_through_the_upstream_once_until_it_changes(tmp_path
     assert seen() == [int(0.77 * 16000)]
     assert torch.equal(changed[0], cold[0])
     assert not torch.equal(changed[1], cold[1])
+
+
+def test_recordings_that_change_places_are_heard_where_they_are_now(tmp_path, recordings):
+    """Of one size, and written at one moment: what differs is when they got their names."""
+    first, second = recordings["0"], recordings["1"]
+    for path in (first, second):
+        soundfile.write(path, noise(0.5, int(path.stem)).numpy(), 16000)
+        os.utime(path, ns=(10**18, 10**18))
+    hashes = FileHashes(tmp_path / "cache", tmp_path).of([first, second])
+    time.sleep(0.05)  # a file system's clock may tick every few milliseconds
+    for source, target in ((first, tmp_path / "x"), (second, first), (tmp_path / "x", second)):
+        source.rename(target)
+    assert FileHashes(tmp_path / "cache", tmp_path).of([first, second]) == hashes[::-1]
+
+
+def test_hashes_of_a_version_that_remembered_less_are_made_again(tmp_path, recordings):
+    path = recordings["0"]
+    hashes = FileHashes(tmp_path / "cache", tmp_path)
+    state = path.stat()
+    content = json.dumps({str(path): [state.st_size, state.st_mtime_ns, "of another"]})
+    hashes.path.parent.mkdir(parents=True)
+    hashes.path.write_text(f"{zlib.crc32(content.encode()):08x}\n{content}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert FileHashes(tmp_path / "cache", tmp_path).of([path]) == [digest]
 
 
 def in_order(batches):

@@ -393,7 +393,9 @@ class StoredRows:
 
 
 class FileHashes:
-    """SHA-256 of files, remembered by path, size and time of change, as git does.
+    """SHA-256 of files, remembered by path, size and both times of change, as git does.
+
+    A file that takes another's place keeps the time of change of its content; that of its inode is when it did so.
 
     Args:
         root: the cache folder.
@@ -422,17 +424,18 @@ class FileHashes:
         hashes, changed = [], False
         for path in paths:
             try:
-                state = os.stat(path)
-                known = self._known.get(str(path))
-                if known is None or known[:2] != [state.st_size, state.st_mtime_ns]:
+                found = os.stat(path)
+                state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+                digest, *known = self._known.get(str(path), [""])
+                if known != state:
                     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                    known = self._known[str(path)] = [state.st_size, state.st_mtime_ns, digest]
+                    self._known[str(path)] = [digest, *state]
                     changed = True
             except OSError as error:
                 raise MetaPerSERError(
                     f"file {path} cannot be read: {error.strerror}; restore it, or run metaperser prepare again"
                 ) from None
-            hashes.append(known[2])
+            hashes.append(digest)
         if changed:
             with naming_the_folder(self.path.parent):
                 content = json.dumps(self._known)
