@@ -99,6 +99,12 @@ class TestSession:
             assert list(csv.reader(file)) == [["audio", "emotions"], ["b three.wav", "angry;happy"]]
         assert read_labels(session.files.labels, audio_root).audio == ("b three.wav",)
 
+    def test_names_with_dots_are_listeners_of_their_own(self, tmp_path):
+        smith, jones, whole = (SessionFiles(tmp_path / name) for name in ("dr.smith", "dr.jones", "dr.smith.ckpt"))
+        assert smith.labels.name == "dr.smith.labels.csv"
+        for kind in ("labels", "state", "lock"):
+            assert getattr(smith, kind) == getattr(whole, kind) != getattr(jones, kind)
+
     def test_more_clips_can_be_asked(self, files, origin):
         session = Session(files, origin, EMOTIONS, ())
         session.ask(CLIPS[:2])

@@ -26,17 +26,22 @@ class SessionFiles:
     @property
     def labels(self) -> Path:
         """``MY.labels.csv``."""
-        return self.out.with_suffix(".labels.csv")
+        return self.out.with_name(f"{self._name}.labels.csv")
 
     @property
     def state(self) -> Path:
         """``MY.calibration.json``."""
-        return self.out.with_suffix(".calibration.json")
+        return self.out.with_name(f"{self._name}.calibration.json")
 
     @property
     def lock(self) -> Path:
         """``.MY.calibration.lock``, there while the session is open; it says where."""
-        return self.out.with_name(f".{self.out.stem}.calibration.lock")
+        return self.out.with_name(f".{self._name}.calibration.lock")
+
+    @property
+    def _name(self) -> str:
+        # Not all that follows a dot is an ending: the sessions of dr.smith and dr.jones are two.
+        return self.out.name.removesuffix(".ckpt")
 
     def check_free(self) -> None:
         """Refuse to begin a session where something else lies.
