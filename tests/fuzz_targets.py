@@ -424,7 +424,7 @@ def large_inputs(size: int) -> Iterator[tuple[str, str, bytes]]:
     count = size // 8
     about = json.dumps(ABOUT).encode()
     header = MANIFEST.split("\n", 1)[0]
-    different = "\n".join(f"{i:x},a.wav,1,s,me,self,sad" for i in range(size // 32))
+    different = "\n".join(f"{i:x},{i:x}.wav,1,s,me,self,sad" for i in range(size // 32))
     in_all = "\n".join(f"{i:x},{i:x},{i % 10**9},{i:x},{i:x},self,sad" for i in range(size // 40))
     tables = {
         "manifest": (header, JOINT + about),

@@ -123,6 +123,7 @@ GOOD = "u1,a.wav,1,Ses01M,E1,external,happy"
         (f"{HEADER}\n{GOOD}\nu1,b.wav,1,Ses01M,E2,external,sad", [":3", "audio 'b.wav'", "'a.wav'", ":2"]),
         (f"{HEADER}\n{GOOD}\nu1,a.wav,2,Ses01M,E2,external,sad", [":3", "session '2'"]),
         (f"{HEADER}\n{GOOD}\nu1,a.wav,1,Ses01F,E2,external,sad", [":3", "speaker 'Ses01F'"]),
+        (f"{HEADER}\n{GOOD}\nu2,./a.wav,1,s,E2,external,sad", [":3", "audio 'a.wav' has utterance 'u2'", "'u1'", ":2"]),
         (f"{HEADER}\n{GOOD}\nu2,b.wav,1,s,E1,self,sad", [":3", "annotator 'E1' has kind 'self'"]),
         (f"{HEADER}\n{GOOD}\nu2,/b.wav,1,s,E1,external,sad", [":3", "absolute path"]),
         (f"{HEADER}\n{GOOD}\nu2,C:\\b.wav,1,s,E1,external,sad", [":3", "absolute path"]),

@@ -49,6 +49,16 @@ def test_given_columns_are_used_and_audio_may_lie_elsewhere(folder, tmp_path):
     ]
 
 
+def test_a_recording_has_one_path_and_a_listener_one_name_however_they_are_spelled(folder):
+    path = write(folder, "audio,annotator,emotions\n./a.wav,me ,sad\na.wav,you,sad\nsub//b.wav,me,sad\n")
+    corpus, _ = prepare_table(path)
+    assert corpus.annotations[["utterance", "audio", "annotator"]].astype(object).to_numpy().tolist() == [
+        ["a.wav", "a.wav", "me"],
+        ["a.wav", "a.wav", "you"],
+        ["sub/b.wav", "sub/b.wav", "me"],
+    ]
+
+
 def test_other_and_missing_recordings_are_left_out_and_counted(folder):
     corpus, report = prepare_table(
         write(
@@ -67,6 +77,12 @@ BAD = [
     ("audio,annotator,emotions\na.wav,me,sda\n", [":2", "'sda'", "did you mean", "'sad'"]),
     ("audio,annotator,emotions\na.wav,me,\n", [":2", "emotions", "is empty"]),
     ("audio,annotator,emotions\n\na.wav,me,sad\na.wav,me,fear\n", [":4", "second time", ":3"]),
+    ("audio,annotator,emotions\na.wav,me,sad\n./a.wav,me,fear\n", [":3", "'a.wav'", "second time", ":2"]),
+    ("audio,annotator,emotions\na.wav,me,sad\na.wav,me ,fear\n", [":3", "'me'", "second time", ":2"]),
+    (
+        "utterance,audio,annotator,emotions\n1,a.wav,me,sad\n2,sub/../a.wav,you,sad\n",
+        [":3", "audio 'a.wav' has utterance '2' here and '1' at", ":2", "expected one utterance for each audio"],
+    ),
     ("audio,annotator,emotions\n../a.wav,me,sad\n", [":2", "leads outside"]),
     ("audio,annotator,emotions\n/a.wav,me,sad\n", [":2", "absolute"]),
     ("audio,annotator,emotions,session\na.wav,me,sad,two\n", [":2", "session 'two'", "integer"]),

@@ -44,6 +44,8 @@ def check_annotations(frame: pd.DataFrame, emotions: Sequence[str], where: Where
     _check_cells(columns["emotions"], "emotions", where, lambda cell: _check_emotions(cell, emotions))
     for name in ("audio", "session", "speaker"):
         _check_one_each(columns, "utterance", name, where)
+    # What is kept for the test is kept by utterance: a recording under a second name would be trained on.
+    _check_one_each({**columns, "audio": one_spelling(columns["audio"])}, "audio", "utterance", where)
     _check_one_each(columns, "annotator", "kind", where)
     _check_unique(columns["utterance"], columns["annotator"], where)
 
@@ -88,6 +90,18 @@ def check_inside_root(cell: str) -> str | None:
     if ".." in cell and posixpath.normpath(cell.replace("\\", "/")).split("/")[0] == "..":
         return "leads outside the audio root; expected a path below it"
     return None
+
+
+def one_spelling(audio: pd.Categorical) -> pd.Categorical:
+    """Give paths so that a recording has one only: ``a.wav`` for ``./a.wav`` and ``b/../a.wav``.
+
+    Args:
+        audio: paths, as :func:`~s3prl_metaperser.corpus.csv_file.categorical` gives them.
+    """
+    spelled = [posixpath.normpath(cell) if "./" in cell or "//" in cell else cell for cell in audio.categories]
+    if spelled == audio.categories.tolist():
+        return audio
+    return categorical(pd.Series(pd.Index(spelled, dtype=object).take(audio.codes)))
 
 
 def _check_emotions(cell: str, emotions: Sequence[str]) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from s3prl_metaperser.corpus.checks import SEPARATOR, check_annotations
+from s3prl_metaperser.corpus.checks import SEPARATOR, check_annotations, one_spelling
 from s3prl_metaperser.corpus.csv_file import Where, categorical, line_of_row, read_csv
 from s3prl_metaperser.corpus.emotions import EMOTIONS, OTHER, UnknownEmotionError, parse_emotions
 from s3prl_metaperser.corpus.manifest import Corpus, build_corpus
@@ -29,7 +29,8 @@ def prepare_table(
 
     Args:
         source: the csv. Columns ``audio`` (path of the recording), ``annotator``, ``emotions`` (in any spelling,
-            several joined by ``;``), and if wanted ``utterance``, ``session``, ``speaker``, ``kind``.
+            several joined by ``;``), and if wanted ``utterance`` (one for each recording), ``session``, ``speaker``,
+            ``kind``. Blanks around an annotator's name don't count.
         audio_root: the folder that ``audio`` is relative to and may not leave; by default the csv's own.
         name: what to call the corpus; by default the csv's name without ending.
 
@@ -47,11 +48,13 @@ def prepare_table(
         )
     frame = read_csv(source, REQUIRED, optional=("utterance", *DEFAULTS))
     where = line_of_row(source)
+    frame["audio"] = one_spelling(categorical(frame["audio"]))
     if "utterance" not in frame:
         frame["utterance"] = frame["audio"]
     for column, value in DEFAULTS.items():
         if column not in frame:
             frame[column] = pd.Categorical.from_codes([0] * len(frame), categories=pd.Index([value], dtype=object))
+    frame["annotator"] = frame["annotator"].map(str.strip)
     frame["emotions"] = _normalised(frame["emotions"], where)
     check_annotations(frame, (*EMOTIONS, OTHER), where)
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import posixpath
 import shlex
 import sys
 from pathlib import Path
@@ -228,9 +229,10 @@ def run_labels(args: argparse.Namespace) -> int:
     if own.empty:
         names = sorted(str(name) for name in frame["annotator"].unique())
         raise MetaPerSERError(f"--annotator {args.annotator}: not in {args.corpus}; {suggest(args.annotator, names)}")
-    labels = dict(zip(own["audio"].astype(str), own["emotions"].astype(str).str.split(SEPARATOR), strict=True))
+    audio = map(posixpath.normpath, own["audio"].astype(str))
+    labels = dict(zip(audio, own["emotions"].astype(str).str.split(SEPARATOR), strict=True))
     if args.only is not None:
-        wanted = [str(audio) for audio in read_csv(args.only, ("audio",), others=True)["audio"]]
+        wanted = [posixpath.normpath(audio) for audio in read_csv(args.only, ("audio",), others=True)["audio"]]
         missing = [audio for audio in wanted if audio not in labels]
         if len(missing) == len(wanted):
             raise MetaPerSERError(f"{args.only}: {args.annotator} labelled none of its clips, such as {wanted[:1]}")
