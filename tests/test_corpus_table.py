@@ -128,3 +128,13 @@ def test_a_source_that_is_not_there_is_named(tmp_path, reader):
     with pytest.raises(MetaPerSERError, match="nowhere"):
         run("prepare", reader, tmp_path / "nowhere", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_the_table_that_a_corpus_is_made_from_is_never_replaced(folder, overwrite):
+    path = folder / "annotations.csv"
+    path.write_text("audio,annotator,emotions\na.wav,me,sad\n")
+    with pytest.raises(MetaPerSERError, match=r"its annotations\.csv is what the corpus is made from; choose another"):
+        run("prepare", "table", path, "--out", folder, *overwrite)
+    assert path.read_text() == "audio,annotator,emotions\na.wav,me,sad\n"
+    assert not (folder / "corpus.json").exists()

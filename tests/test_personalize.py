@@ -539,6 +539,34 @@ ARGUMENTS = {
         "suggest --checkpoint frozen/dev-best.ckpt --audio-root {corpus} --labels mine.csv --out mine.csv --overwrite",
         ["mine.csv is what the result is made from"],
     ),
+    "its own checkpoint": (
+        "adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --out frozen/dev-best.ckpt --overwrite",
+        ["dev-best.ckpt is what the result is made from"],
+    ),
+    "a clip that is labelled": (
+        "adapt --checkpoint frozen/dev-best.ckpt --labels mine.csv --audio-root {corpus} --out {labelled} --overwrite",
+        [".wav is what the result is made from"],
+    ),
+    "the checkpoint that suggests": (
+        "suggest --checkpoint frozen/dev-best.ckpt --audio-root {corpus} --out frozen/dev-best.ckpt --overwrite",
+        ["dev-best.ckpt is what the result is made from"],
+    ),
+    "a clip that may be suggested": (
+        "suggest --checkpoint frozen/dev-best.ckpt --audio-root {corpus} --out {clip} --overwrite",
+        ["Ses01_00.wav is what the result is made from"],
+    ),
+    "the corpus that suggests": (
+        "suggest --checkpoint frozen/dev-best.ckpt --audio-root {corpus} --out {corpus}/corpus.json --overwrite",
+        ["corpus.json is what the result is made from"],
+    ),
+    "the corpus that is labelled": (
+        "labels --corpus {corpus} --annotator E1 --out {corpus}/annotations.csv --overwrite",
+        ["annotations.csv is what the result is made from"],
+    ),
+    "a clip that would be listened to": (
+        "calibrate --checkpoint frozen/dev-best.ckpt --audio-root {corpus} --out {clip} --overwrite",
+        ["Ses01_00.wav is what the result is made from"],
+    ),
     "a device that is not here": (
         "predict --checkpoint frozen/dev-best.ckpt --device meta {clip}",
         ["device 'meta'", "torch cannot use it here"],
@@ -559,9 +587,15 @@ ARGUMENTS = {
 def test_bad_arguments_are_refused_in_one_line(shop, called, corpus, labels_csv, small_wavlm, tmp_path, case):
     line, expected = ARGUMENTS[case]
     places = {"clip": corpus / "audio/Ses01_00.wav", "upstream": small_wavlm, "empty": tmp_path, "corpus": corpus}
-    before = sorted(shop.root.iterdir())
+    places["labelled"] = read_labels(labels_csv, corpus).paths[0]
+
+    def found():
+        files = [path for place in (corpus, shop.root) for path in place.rglob("*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in files if "cache" not in path.parts}
+
+    before = found()
     refused(called(*line.format(**places).split(), given="", check=False), expected)
-    assert sorted(shop.root.iterdir()) == before
+    assert found() == before
 
 
 @pytest.mark.parametrize(

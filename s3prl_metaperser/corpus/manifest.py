@@ -256,14 +256,26 @@ def write_corpus(corpus: Corpus, out: Path, overwrite: bool = False) -> None:
         raise MetaPerSERError(f"{out}: the corpus cannot be written there ({error.strerror})") from None
 
 
-def refuse_existing(out: Path, overwrite: bool) -> None:
+def files_of(directory: Path | str) -> tuple[Path, Path]:
+    """Give the two files of the manifest in a folder."""
+    return Path(directory) / ANNOTATIONS_FILE, Path(directory) / CORPUS_FILE
+
+
+def refuse_existing(out: Path, overwrite: bool, source: Path | None = None) -> None:
     """Stop before any work when ``out`` can't become, or already is, a corpus.
 
+    Args:
+        out: the folder.
+        overwrite: whether a corpus that is there is to be replaced.
+        source: what the corpus is made from, which it must never replace.
+
     Raises:
-        MetaPerSERError: ``out`` is a file, or holds a corpus and ``overwrite`` is not set.
+        MetaPerSERError: ``out`` is a file, holds the source, or holds a corpus and ``overwrite`` is not set.
     """
     if out.exists() and not out.is_dir():
         raise MetaPerSERError(f"{out}: is a file; expected a folder to write the corpus to")
-    for name in (ANNOTATIONS_FILE, CORPUS_FILE):
-        if (out / name).exists() and not overwrite:
-            raise MetaPerSERError(f"{out}: already holds {name}; pass --overwrite to replace the corpus there")
+    for path in files_of(out):
+        if source is not None and source.exists() and path.exists() and path.samefile(source):
+            raise MetaPerSERError(f"{out}: its {path.name} is what the corpus is made from; choose another --out")
+        if path.exists() and not overwrite:
+            raise MetaPerSERError(f"{out}: already holds {path.name}; pass --overwrite to replace the corpus there")

@@ -107,7 +107,7 @@ def _prepare(args: argparse.Namespace, read: Callable[[], tuple[Corpus, Preparat
     from s3prl_metaperser.corpus.manifest import refuse_existing, write_corpus
     from s3prl_metaperser.corpus.report import summary
 
-    refuse_existing(args.out, args.overwrite)
+    refuse_existing(args.out, args.overwrite, args.source)
     try:
         corpus, report = read()
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 # torch and s3prl take seconds to import, too long for `metaperser --help`: each function imports what it needs.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from s3prl_metaperser.corpus.manifest import Corpus
     from s3prl_metaperser.personalize.recogniser import Heard, Recogniser
@@ -153,11 +153,12 @@ def _register_suggest(subparsers: argparse._SubParsersAction) -> None:
 
 def run_suggest(args: argparse.Namespace) -> int:
     """Run ``metaperser suggest``."""
+    from s3prl_metaperser.corpus.manifest import files_of
     from s3prl_metaperser.errors import MetaPerSERError
     from s3prl_metaperser.personalize.labels import read_labels, write_labels
     from s3prl_metaperser.personalize.recordings import find_recordings, readable
 
-    _refuse_existing_csv(args.out, args.overwrite, args.labels)
+    _refuse_existing_csv(args.out, args.overwrite, (args.checkpoint, args.upstream_ckpt, args.labels))
     recordings = readable(args.audio_root, find_recordings(args.audio_root))
     labelled = set() if args.labels is None else set(read_labels(args.labels, args.audio_root).audio)
     unlabelled = [audio for audio in recordings if audio not in labelled]
@@ -165,6 +166,8 @@ def run_suggest(args: argparse.Namespace) -> int:
         raise MetaPerSERError(f"{args.audio_root}: all of its {len(recordings)} recordings are labelled already")
     model = load_model(args)
     corpus = training_corpus(model, args.corpus)
+    sources = (*files_of(args.corpus or model.settings.corpus), *(args.audio_root / audio for audio in recordings))
+    _refuse_existing_csv(args.out, args.overwrite, sources)
 
     from s3prl_metaperser.personalize.suggest import suggest
 
@@ -181,11 +184,11 @@ def run_suggest(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_existing_csv(path: Path | None, overwrite: bool, source: Path | None) -> None:
+def _refuse_existing_csv(path: Path | None, overwrite: bool, sources: Iterable[Path | str | None]) -> None:
     from s3prl_metaperser.personalize.recogniser import refuse_existing
 
     if path is not None:
-        refuse_existing(path, overwrite, source)
+        refuse_existing(path, overwrite, sources)
 
 
 # labels
@@ -218,11 +221,11 @@ def run_labels(args: argparse.Namespace) -> int:
     """Run ``metaperser labels``."""
     from s3prl_metaperser.corpus.checks import SEPARATOR
     from s3prl_metaperser.corpus.csv_file import read_csv
-    from s3prl_metaperser.corpus.manifest import load_corpus
+    from s3prl_metaperser.corpus.manifest import files_of, load_corpus
     from s3prl_metaperser.errors import MetaPerSERError, suggest
     from s3prl_metaperser.personalize.labels import write_labels
 
-    _refuse_existing_csv(args.out, args.overwrite, args.only)
+    _refuse_existing_csv(args.out, args.overwrite, (args.only, *files_of(args.corpus)))
     corpus = load_corpus(args.corpus)
     frame = corpus.annotations
     own = frame[frame["annotator"] == args.annotator]
@@ -290,9 +293,10 @@ def run_adapt(args: argparse.Namespace) -> int:
     from s3prl_metaperser.personalize.labels import read_labels
     from s3prl_metaperser.personalize.recogniser import refuse_existing
 
-    refuse_existing(args.out, args.overwrite, args.labels)
+    refuse_existing(args.out, args.overwrite, (args.checkpoint, args.upstream_ckpt, args.labels))
     # Before the upstream is loaded, which takes seconds; the model's emotions are not known yet.
     labels = read_labels(args.labels, args.audio_root)
+    refuse_existing(args.out, args.overwrite, labels.named)
     model = load_model(args)
     labels = read_labels(args.labels, args.audio_root, model.emotions)
     if labels.left_out:

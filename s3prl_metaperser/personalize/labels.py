@@ -48,6 +48,11 @@ class Labels:
         """The clips' files."""
         return tuple(self.root / audio for audio in self.audio)
 
+    @property
+    def named(self) -> tuple[Path, ...]:
+        """All files that the csv names, those without a label too."""
+        return (*self.paths, *(self.root / audio for audio in (*self.left_out, *self.unlabelled)))
+
 
 def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[str] | None = None) -> Labels:
     """Read a listener's labels.

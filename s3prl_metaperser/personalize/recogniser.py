@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -419,18 +420,18 @@ class Recogniser:
         return path
 
 
-def refuse_existing(path: Path, overwrite: bool, source: Path | None = None) -> None:
+def refuse_existing(path: Path, overwrite: bool, sources: Iterable[Path | str | None] = ()) -> None:
     """Stop before any work where a result cannot go.
 
     Args:
         path: of the result.
         overwrite: whether a file that is there is to be replaced.
-        source: a file that the result is made from, which it must never replace.
+        sources: files that the result is made from, which it must never replace; None stands for none.
 
     Raises:
         MetaPerSERError: for a folder, and for a file that is there, unless it is to be replaced.
     """
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
+    if path.exists() and any(place is not None and os.path.exists(place) and path.samefile(place) for place in sources):
         raise MetaPerSERError(f"{path} is what the result is made from; choose another name for the result")
     if path.is_symlink() and not path.exists():
         raise MetaPerSERError(f"{path}: a link to {path.readlink()}, which is not there; expected a file to write")
