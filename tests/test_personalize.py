@@ -465,6 +465,10 @@ def test_suggested_clips_are_labelled_and_adapted_to(shop, called, corpus, tmp_p
     more = called("suggest", *given, "--n", 100, "--labels", mine)
     assert set(more.stdout.splitlines()) == set(find_recordings(corpus)) - set(printed)
     assert "only 54 recordings" in more.stderr
+    other = more.stdout.splitlines()[0]
+    mine.write_text(f"{mine.read_text()}{other},other\n")
+    again = called("suggest", *given, "--n", 100, "--labels", mine)
+    assert set(again.stdout.splitlines()) == set(find_recordings(corpus)) - {*printed, other}
 
 
 BAD = {

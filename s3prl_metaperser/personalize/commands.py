@@ -160,8 +160,10 @@ def run_suggest(args: argparse.Namespace) -> int:
 
     _refuse_existing_csv(args.out, args.overwrite, (args.checkpoint, args.upstream_ckpt, args.labels))
     recordings = readable(args.audio_root, find_recordings(args.audio_root))
-    labelled = set() if args.labels is None else set(read_labels(args.labels, args.audio_root).audio)
-    unlabelled = [audio for audio in recordings if audio not in labelled]
+    answers = None if args.labels is None else read_labels(args.labels, args.audio_root)
+    # A clip that was answered with "other" tells nothing of the others, and is not to be asked again either.
+    labelled, answered = (answers.audio, {*answers.audio, *answers.left_out}) if answers is not None else ((), set())
+    unlabelled = [audio for audio in recordings if audio not in answered]
     if not unlabelled:
         raise MetaPerSERError(f"{args.audio_root}: all of its {len(recordings)} recordings are labelled already")
     model = load_model(args)
