@@ -23,6 +23,8 @@ LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
 """Samples per second that speech is recorded with; a header that says another number is wrong."""
 MOST_HOURS = 24
 """A header that promises more is wrong; of what was written through a pipe, libsndfile says 2^63 samples."""
+LOUDEST = 100.0
+"""Of a sample's size: recordings in floating point may exceed 1 somewhat, numbers of 16 bits do so by far."""
 MOST_PHASES = 1_000
 """What torchaudio's filter, a table of new by old rate without their common divisor, may have of either: 640 by 441 at
 11,025 Hz are quick to make, 16,000 by 44,101 take gigabytes."""
@@ -33,7 +35,7 @@ _UNKNOWN_SIZE = 0x7FFFF000
 def fault_of(path: Path) -> str | None:
     """Say what is wrong with a recording as far as its header tells; None where nothing is.
 
-    It is a fraction of the work of reading it. Samples that are not finite are found by reading alone.
+    It is a fraction of the work of reading it. Samples that are not finite, or too large, are found by reading alone.
 
     Args:
         path: of the file.
@@ -81,7 +83,7 @@ def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:
 
     Raises:
         MetaPerSERError: the file is missing, not audio, empty, cut off, of another rate, or holds values that aren't
-            finite.
+            finite or far from -1 to 1.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -95,8 +97,11 @@ def read_audio(path: Path | str, sample_rate: int = 16_000) -> torch.Tensor:
         raise MetaPerSERError(f"{path}: holds no samples; expected a recording")
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
         mono = samples.mean(axis=1)
-    if not np.isfinite(mono).all():
+    peak = max(mono.max(), -mono.min())
+    if not np.isfinite(peak):
         raise MetaPerSERError(f"{path}: holds samples that are not finite (NaN or infinite); export the file again")
+    if peak > LOUDEST:
+        raise MetaPerSERError(f"{path}: holds samples of up to {peak:,.6g}; expected samples from -1 to 1")
     wav = torch.from_numpy(mono)
     return wav if rate == sample_rate else _resampled(wav, rate, sample_rate)
 

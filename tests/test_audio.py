@@ -120,6 +120,7 @@ def holding(value):
         (through_a_pipe, "does not say how long it is"),
         (holding(math.nan), "not finite"),
         (holding(math.inf), "not finite"),
+        (holding(-32768), "holds samples of up to 32,768; expected samples from -1 to 1"),
         (lambda path: soundfile.write(path, np.full((999, 2), 3e38), 16_000, subtype="FLOAT"), "not finite"),
     ],
 )
@@ -133,7 +134,13 @@ def test_what_is_no_whole_recording_is_refused_by_name(tmp_path, make, expected)
     assert expected in message
     assert "\n" not in message
     # Samples are not looked at before they are needed.
-    assert fault_of(path) == (None if expected in ("clip.wav", "not finite") else message)
+    is_in_the_samples = expected in ("clip.wav", "not finite") or expected.startswith("holds samples of")
+    assert fault_of(path) == (None if is_in_the_samples else message)
+
+
+def test_a_recording_in_floating_point_may_exceed_one(tmp_path):
+    holding(1.5)(tmp_path / "clip.wav")
+    assert read_audio(tmp_path / "clip.wav").max() == 1.5
 
 
 def test_samples_without_a_header_are_no_recording(tmp_path):

@@ -349,12 +349,13 @@ def test_what_python_users_get_wrong_is_said_in_words(shop, corpus):
 
 
 @pytest.mark.parametrize("run", ["frozen", "entire"])
-def test_what_is_too_loud_for_the_upstream_is_no_answer(shop, corpus, run):
-    """wav2vec 2.0's kin normalise what they hear, up to where its squares are infinite."""
+def test_samples_of_another_scale_are_no_answer(shop, corpus, run):
+    """The kin of wav2vec 2.0 normalise what they hear, other upstreams do not: what they answer is of nothing."""
     model = metaperser.load(shop.root / run / "dev-best.ckpt", "cpu")
     clip = read_audio(corpus / "audio/Ses01_00.wav")
-    with pytest.raises(MetaPerSERError, match=r"waveform 1: .* not finite"):
-        model.predict([clip, clip / clip.abs().max() * 1e38])
+    for peak, said in ((32768, "32,768"), (1e38, r"1e\+38")):
+        with pytest.raises(MetaPerSERError, match=f"^waveform 1: holds samples of up to {said}; expected .* -1 to 1$"):
+            model.predict([clip, clip / clip.abs().max() * peak])
 
 
 def test_numpys_arrays_and_numbers_are_taken_as_they_come(shop, corpus):

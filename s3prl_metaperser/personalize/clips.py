@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from s3prl_metaperser.audio import SHORTEST_SECONDS, fault_of_name, read_audio
+from s3prl_metaperser.audio import LOUDEST, SHORTEST_SECONDS, fault_of_name, read_audio
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.inference import Inference
 from s3prl_metaperser.upstream.extraction import batch_seconds_on
@@ -31,7 +31,8 @@ def waveform(recording: Recording, called: str = "a waveform") -> Tensor:
         called: what an array is called in errors.
 
     Raises:
-        MetaPerSERError: for a file that is no readable recording, an array of another shape, and what is too short.
+        MetaPerSERError: for a file that is no readable recording, an array of another shape, and what is too short or
+            too loud.
     """
     if isinstance(recording, (str, Path)):
         called, wav = str(recording), read_audio(recording)
@@ -61,6 +62,8 @@ def _samples(given: np.ndarray | Tensor, called: str) -> Tensor:
             f"{called}: has shape {tuple(wav.shape)} and type {wav.dtype}; expected finite floating-point samples of "
             "one channel at 16 kHz, (samples,), or the path of a file"
         )
+    if (peak := float(wav.abs().max())) > LOUDEST:
+        raise MetaPerSERError(f"{called}: holds samples of up to {peak:,.6g}; expected samples from -1 to 1")
     return wav.float()
 
 

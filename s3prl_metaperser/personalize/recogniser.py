@@ -179,9 +179,9 @@ class Recogniser:
     def _through_the_whole_network(self, wavs: Sequence[Recording], progress: bool) -> np.ndarray:
         parts: list[np.ndarray] = []
         with tqdm(total=len(wavs), desc="hearing", unit="clip", disable=not progress, dynamic_ncols=True) as bar:
-            for some in _slices(wavs, 1 if self.adaptation is None else CLIPS_THROUGH_THE_UPSTREAM):
+            for number, some in enumerate(_slices(wavs, 1 if self.adaptation is None else CLIPS_THROUGH_THE_UPSTREAM)):
                 if self.adaptation is None:
-                    parts.append(self.network.hear([waveform(wav) for wav in some]))
+                    parts.append(self.network.hear([waveform(some[0], name_of(some[0], number))]))
                 else:
                     features, names = clip_features(self.network, some)
                     parts.append(self._adapted_upstream(features, names, self.adaptation.params))
