@@ -59,6 +59,11 @@ def test_a_recording_has_one_path_and_a_listener_one_name_however_they_are_spell
     ]
 
 
+def test_what_spreadsheets_leave_empty_is_passed_over(folder):
+    corpus, _ = prepare_table(write(folder, "audio,annotator,emotions,\n,,,\na.wav,me,sad,\n,,,\n,,,\n"))
+    assert corpus.annotations["audio"].tolist() == ["a.wav"]
+
+
 def test_other_and_missing_recordings_are_left_out_and_counted(folder):
     corpus, report = prepare_table(
         write(
@@ -73,6 +78,9 @@ def test_other_and_missing_recordings_are_left_out_and_counted(folder):
 
 BAD = [
     ("audio,annotator,emotion\na.wav,me,sad\n", [":1", "'emotion'", "did you mean 'emotions'?"]),
+    ("audio;annotator;emotions\na.wav;me;sad\n", [":1", "parted by semicolons; part them by commas"]),
+    ("audio,annotator,emotions,\na.wav,me,sad,\na.wav,you,sad,x\n", [":3", "'x' stands in a column without a name"]),
+    ("audio,annotator,emotions\n,,\na.wav,me,sda\n", [":3", "'sda'"]),
     ("audio,annotator\na.wav,me\n", [":1", "missing column 'emotions'"]),
     ("audio,annotator,emotions\na.wav,me,sda\n", [":2", "'sda'", "did you mean", "'sad'"]),
     ("audio,annotator,emotions\na.wav,me,\n", [":2", "emotions", "is empty"]),

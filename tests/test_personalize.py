@@ -477,6 +477,8 @@ BAD = {
     "a ragged row": ("audio,emotions\na.wav,sad,happy\n", ["bad.csv:2", "3 cells", "expected 2"]),
     "unknown emotion": ("audio,emotions\n{clip},sda\n", ["bad.csv:2", "'sda'", "did you mean 'sad'"]),
     "semicolons": ("audio;emotions\n{clip};sad\n", ["bad.csv:1", "parted by semicolons", "by commas"]),
+    "semicolons and quotes": ('"audio";"emotions"\n"{clip}";"sad"\n', ["bad.csv:1", "parted by semicolons"]),
+    "tabs": ("audio\temotions\n{clip}\tsad\n", ["bad.csv:1", "parted by tabs", "expected audio,emotions"]),
     "nothing ticked": ("audio,emotions\n{clip},\n", ["bad.csv: no labelled clip"]),
     "nothing but other": (
         "audio,emotions\n{clip},other\n",
@@ -487,7 +489,7 @@ BAD = {
     "twice": ("audio,emotions\n{clip},sad\n\n./{clip},angry\n", ["bad.csv:4", "a second time", "bad.csv:2"]),
     "outside": ("audio,emotions\n../secret.wav,sad\n", ["bad.csv:2", "leads outside the audio root"]),
     "absolute": ("audio,emotions\n/etc/passwd,sad\n", ["bad.csv:2", "absolute path"]),
-    "no audio at all": ("audio,emotions\n,sad\n", ["bad.csv:2", "is empty"]),
+    "no audio at all": ("audio,emotions\n,\n,sad\n", ["bad.csv:3", "is empty", "of a recording (audio root "]),
     "not text": ("audio,emotions\n\udcff,sad\n", ["bad.csv", "UTF-8"]),
     "no recording": ("audio,emotions\nannotations.csv,sad\n", ["annotations.csv", "not a readable recording"]),
 }

@@ -6,7 +6,7 @@ import csv
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ def read_csv(
     types and no missing values, and names the line of a ragged row.
 
     Args:
-        path: the csv, with a header line. Blank lines are skipped.
+        path: the csv, with a header line. Blank lines are skipped, and rows and unnamed columns of empty cells, which
+            spreadsheets leave.
         required: columns that must be there.
         optional: columns that may be there.
         others: allow further columns, which are left out.
@@ -53,11 +54,15 @@ def read_csv(
         raise MetaPerSERError(f"{path}: {fault}; expected a csv with the columns {','.join(required)}")
     try:
         with path.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(_lines(path, file), strict=True)
+            lines = _lines(path, file)
+            first = next(lines, "")
+            _check_commas(path, first, required)
+            reader = csv.reader(chain([first], lines), strict=True)
             header = next(reader, [])
             _check_header(path, header, required, optional, others)
             places = {name: header.index(name) for name in (*required, *optional) if name in header}
-            columns = _read_columns(_whole_rows(path, reader, len(header)), list(places.values()))
+            unnamed = [] if others else [place for place, name in enumerate(header) if not name]
+            columns = _read_columns(_whole_rows(path, reader, len(header), unnamed), list(places.values()))
     except UnicodeDecodeError:
         raise MetaPerSERError(f"{path}: is not UTF-8 text; save it with the encoding UTF-8") from None
     except csv.Error as error:
@@ -85,6 +90,15 @@ def _lines(path: Path, file: Iterable[str]) -> Iterator[str]:
         yield line
 
 
+def _check_commas(path: Path, first: str, required: Sequence[str]) -> None:
+    """Look for what spreadsheets part columns by in languages in which a comma is part of a number."""
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if mark in first and "," not in first:
+            raise MetaPerSERError(
+                f"{path}:1: its columns are parted by {name}; part them by commas; expected {','.join(required)}"
+            )
+
+
 def _check_header(
     path: Path, header: list[str], required: Sequence[str], optional: Sequence[str], others: bool
 ) -> None:
@@ -96,26 +110,33 @@ def _check_header(
     for column in header:
         if column in known and header.count(column) > 1:
             raise MetaPerSERError(f"{path}:1: column {column!r} stands twice; {expected}")
-        if column not in known and not others:
+        if column and column not in known and not others:
             free = [name for name in known if name not in header] or list(known)
             raise MetaPerSERError(f"{path}:1: unknown column {column!r:.100}; {suggest(column[:100], free)} {expected}")
     missing = [column for column in required if column not in header]
     if missing:
         found = f"found {', '.join(column[:100] for column in header[:10])}"
-        commas = ", in which columns are parted by semicolons; part them by commas" if ";" in header[0] else ""
-        raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {found}{commas}; {expected}")
+        raise MetaPerSERError(f"{path}:1: missing column {', '.join(map(repr, missing))}; {found}; {expected}")
 
 
-def _whole_rows(path: Path, reader: Iterator[list[str]], width: int) -> Iterator[list[str]]:
-    """Give the rows that aren't blank, each of which must have a cell for every column."""
+def _whole_rows(path: Path, reader: Iterator[list[str]], width: int, unnamed: Sequence[int]) -> Iterator[list[str]]:
+    """Give the rows that aren't blank, each of which must have a cell for every column, and none for an unnamed one."""
     for cells in reader:
-        if len(cells) == width:
-            yield cells
-        elif cells:
+        if not any(cells):
+            continue
+        if len(cells) != width:
             line = reader.line_num  # type: ignore[attr-defined]
             raise MetaPerSERError(
                 f"{path}:{line}: {len(cells)} cells, expected {width} as in the header; quote a cell that holds a comma"
             )
+        for place in unnamed:
+            if cells[place]:
+                line = reader.line_num  # type: ignore[attr-defined]
+                raise MetaPerSERError(
+                    f"{path}:{line}: {cells[place]!r:.100} stands in a column without a name; name it in line 1, or "
+                    "leave it out"
+                )
+        yield cells
 
 
 def _read_columns(rows: Iterator[list[str]], places: Sequence[int]) -> list[tuple[np.ndarray, list[str]]]:
@@ -174,6 +195,6 @@ def _numbered_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(file)
     start = 1
     for cells in reader:
-        if cells:
+        if any(cells):
             yield start, cells
         start = reader.line_num + 1

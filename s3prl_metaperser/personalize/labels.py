@@ -82,7 +82,7 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
     for row, (recording, cell) in enumerate(zip(frame["audio"], frame["emotions"], strict=True)):
         fault = check_inside_root(recording) if recording.strip() else "is empty; expected the path of a recording"
         if fault is not None:
-            raise MetaPerSERError(f"{where(row)}: audio {recording!r} {fault} {root}")
+            raise MetaPerSERError(f"{where(row)}: audio {recording!r} {fault} (audio root {root})")
         try:
             ticked = parse_emotions(cell)
         except UnknownEmotionError as error:
