@@ -361,6 +361,7 @@ def test_a_portrait_is_not_overwritten_unless_asked_and_leaves_other_files_alone
         ({"--corpus": "nowhere"}, "nowhere: no such corpus folder"),
         ({"--out": "p.png"}, "p.png is no page; expected a name that ends in .html"),
         ({"--out": "folder.html"}, "folder.html: is a folder; expected a file"),
+        ({"--out": "link.html"}, "link.html: a link to gone.html, which is not there; expected a file"),
         ({"--out": "file/p.html"}, "file/p.html: the portrait cannot be written there"),
         ({"--seed": "-1"}, "--seed -1; expected 0 or more"),
         ({"--most": "0"}, "argument --most: '0' is no positive whole number"),
@@ -371,13 +372,14 @@ def test_bad_input_is_one_line_and_writes_nothing(small_corpus, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "link.html").symlink_to("gone.html")
     given = {"--corpus": str(small_corpus), "--out": "p.html"} | changed
     with pytest.raises(SystemExit) as ended:
         cli.main(["portrait", *(word for pair in given.items() for word in pair)])
     assert ended.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert said in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.html", "link.html"]
 
 
 NOBODY = "No clip was labelled by two annotators"

@@ -91,6 +91,8 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     folder = figures_folder(out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise MetaPerSERError(f"--out {out} is no page; expected a name that ends in .html")
+    if out.is_symlink() and not out.exists():
+        raise MetaPerSERError(f"{out}: a link to {out.readlink()}, which is not there; expected a file to write")
     if out.is_dir():
         raise MetaPerSERError(f"{out}: is a folder; expected a file to write the page to")
     if folder.exists() and not folder.is_dir():
