@@ -304,6 +304,16 @@ def test_without_its_parent_a_small_checkpoint_says_what_to_do(shop, corpus, lab
     assert "which is not there" in done.stderr.splitlines()[-1]
 
 
+def test_a_model_is_saved_from_wherever_python_has_gone_meanwhile(shop, corpus, labels_csv, tmp_path, monkeypatch):
+    labels = read_labels(labels_csv, corpus)
+    monkeypatch.chdir(shop.root)
+    mine = metaperser.load("frozen/dev-best.ckpt", "cpu").adapt(labels.paths, labels.emotions, steps=1)
+    monkeypatch.chdir(tmp_path)
+    mine.save("me.ckpt")
+    clip = [corpus / "audio/Ses05_03.wav"]
+    np.testing.assert_array_equal(metaperser.load("me.ckpt", "cpu").probabilities(clip), mine.probabilities(clip))
+
+
 def test_a_checkpoint_that_changed_meanwhile_is_not_mixed_with_what_was_adapted(shop, corpus, labels_csv, tmp_path):
     parent = shutil.copy(shop.root / "frozen/dev-best.ckpt", tmp_path / "dev-best.ckpt")
     labels = read_labels(labels_csv, corpus)
@@ -331,6 +341,7 @@ def test_what_python_users_get_wrong_is_said_in_words(shop, corpus):
         (lambda: model.adapt([clip], ["sad"], steps=0), "steps 0; expected a whole number"),
         (lambda: model.judge([clip, other], ["sad", "sad"], steps=2.5), "steps 2.5"),
         (lambda: model.judge([clip], ["sad"]), "at least two"),
+        (lambda: metaperser.load(shop.root / "frozen/dev-best.ckpt", 0), "device '0': torch cannot use it here"),
         (lambda: model.adapt([clip], ["sad"], lr=-1), "rate -1; expected a number above 0"),
         (lambda: model.adapt([clip], ["sad"], lr="x"), "rate 'x'; expected a number above 0"),
         (lambda: model.adapt([clip], ["sad"], steps=True), "steps True; expected a whole number"),

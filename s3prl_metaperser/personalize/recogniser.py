@@ -459,7 +459,7 @@ def load(
     about = extra_state(whole[DOWNSTREAM], f"checkpoint {path}")
     if about[TRAINING] == "annotators":
         raise MetaPerSERError(f"checkpoint {path} is of Multi-Few, which has no head for a listener without labels")
-    chosen = str(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = str(device) if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     args, config = command_line(whole, path, chosen, upstream_ckpt), whole.get("Config")
     if not isinstance(config, dict):
         raise MetaPerSERError(f"checkpoint {path} holds no config; expected one of s3prl's runner")
@@ -474,7 +474,8 @@ def load(
     network.learner.to(chosen)
     network.of_upstream.bind(upstream, featurizer, torch.device(chosen))
     network.load(whole[DOWNSTREAM])
-    return Recogniser(network, path, checkpoint_fingerprint(whole), dict(about))
+    # It is read again by save(), wherever Python works by then.
+    return Recogniser(network, path.absolute(), checkpoint_fingerprint(whole), dict(about))
 
 
 def _is_number(given: object, kind: type) -> bool:
