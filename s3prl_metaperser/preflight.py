@@ -24,6 +24,7 @@ import torch
 from s3prl_metaperser import resuming
 from s3prl_metaperser.checkpoint_form import training_fault
 from s3prl_metaperser.checkpoints import DOWNSTREAM, read_checkpoint
+from s3prl_metaperser.config_keys import RUNNER_KEYS, check_keys
 from s3prl_metaperser.devices import works_here
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
@@ -35,18 +36,6 @@ from s3prl_metaperser.preflight_folder import check_experiment_folder, experimen
 from s3prl_metaperser.preflight_processes import check_as_many_processes, check_processes
 from s3prl_metaperser.preflight_resumed import check_config_unheard, check_optimization_kept, check_unheard
 from s3prl_metaperser.preflight_upstream import check_upstream
-
-RUNNER_KEYS = (
-    "total_steps",
-    "gradient_clipping",
-    "gradient_accumulate_steps",
-    "log_step",
-    "eval_step",
-    "save_step",
-    "max_keep",
-    "eval_dataloaders",
-)
-"""What s3prl's ``Runner.train`` reads from ``runner:`` without a default."""
 
 KEPT_ON_RESUME = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 """The arguments that s3prl does not replace by the checkpoint's when it resumes from one."""
@@ -126,6 +115,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         _check_initial_checkpoint(args)
     _check_device(args.device, args.local_rank)
     _check_config(args, config)
+    if args.downstream == "metaperser":
+        check_keys(config, saved_config, args.config or "the config", by_hand=[name for name, _ in given])
     folder = experiment_folder(args)
     check_experiment_folder(folder)
     if args.downstream == "metaperser" and args.mode == "train":

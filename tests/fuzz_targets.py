@@ -21,6 +21,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from s3prl_metaperser import preflight, preflight_arguments, preflight_files
+from s3prl_metaperser.config_keys import RUNNER_KEYS, check_keys
 from s3prl_metaperser.configs import folder as config_folder
 from s3prl_metaperser.corpus.crema_d import prepare_crema_d
 from s3prl_metaperser.corpus.iemocap import prepare_iemocap
@@ -280,11 +281,12 @@ def _config(data: bytes, folder: Path) -> None:
     config = preflight_files.load_config(path)
     for mode in ("train", "evaluate"):
         preflight._check_config(argparse.Namespace(config="config.yaml", mode=mode), config)
+    check_keys(config, {}, "config.yaml", [])
 
 
 _ARGUMENTS = ["-m", "train", "-d", "metaperser", "-u", "fbank_no_cmvn", "--device", "cpu", "-n", "run", "-o", "none"]
 _OVERRIDDEN = {
-    "runner": dict.fromkeys(preflight.RUNNER_KEYS, 1),
+    "runner": dict.fromkeys(RUNNER_KEYS, 1),
     "optimizer": {"name": "AdamW", "lr": 0.1},
     SECTION: {"corpus": "here"},
 }

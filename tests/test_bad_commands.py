@@ -22,7 +22,8 @@ LONG = "n" * 300
 """Longer than a file's name may be."""
 MODEL = "--checkpoint whole.ckpt --device cpu"
 TABLE1 = "experiment table1 --corpus corpus --out new --scenario seen --set downstream_expert.data.min_annotations=4"
-RUN = "-m train -d metaperser -u fbank_no_cmvn --device cpu -c good.yaml -p run"
+TRAIN = "-m train -d metaperser -u fbank_no_cmvn --device cpu -p run"
+RUN = f"{TRAIN} -c good.yaml"
 EXPERT = "config.downstream_expert"
 START = f"{EXPERT}.init_from=whole.ckpt"
 
@@ -48,6 +49,7 @@ FILES = {
     "nested.yaml": "[" * 10000,
     "date.yaml": "runner: 2001-99-99\n",
     "ring.yaml": "runner: &a [*a]\n",
+    "twice.yaml": "runner:\n  log_step: 1\n  max_keep: 2\n  log_step: 50\n",
     "list.yaml": "[runner, optimizer]\n",
     "broken/annotations.csv": "utterance,audio,session,speaker,annotator,kind,emotions\n",
     "broken/corpus.json": "[" * 5000,
@@ -67,6 +69,7 @@ def place(tmp_path_factory):
     checkpoint = whole_checkpoint(corpus, place)
     torch.save(checkpoint, place / "whole.ckpt")
     (place / "good.yaml").write_text(yaml.safe_dump(checkpoint["Config"]))
+    (place / "moved.yaml").write_text(yaml.safe_dump({**checkpoint["Config"], "episodes": {"shots": 8}}))
     return place
 
 
@@ -235,14 +238,21 @@ RUN_DOWNSTREAM = [
     ),
     (f"{RUN} -o {START},,{EXPERT}.model.pooling=mean_std", "pooling 'mean', this run has 'mean_std'"),
     (f"{RUN} -o {START} -u fbank", "made with upstream 'fbank_no_cmvn', this run has 'fbank'"),
-    (f"{RUN} -c bomb.yaml", "bomb.yaml:5: more than 10,000 values"),
-    (f"{RUN} -c python.yaml", "python.yaml:1: not valid YAML: could not determine a constructor"),
-    (f"{RUN} -c nested.yaml", "nested.yaml:1: more than 32 levels"),
-    (f"{RUN} -c date.yaml", "date.yaml: not valid YAML: ValueError: month must be in 1..12"),
-    (f"{RUN} -c ring.yaml", r"ring.yaml:1: \*a stands for something"),
-    (f"{RUN} -c list.yaml", "list.yaml: expected keys such as runner"),
-    (f"{RUN} -c empty", "empty: a folder; expected a YAML file"),
-    (f"{RUN} -c {LONG}.yaml", "File name too long"),
+    (f"{TRAIN} -c bomb.yaml", "bomb.yaml:5: more than 10,000 values"),
+    (f"{TRAIN} -c python.yaml", "python.yaml:1: not valid YAML: could not determine a constructor"),
+    (f"{TRAIN} -c nested.yaml", "nested.yaml:1: more than 32 levels"),
+    (f"{TRAIN} -c date.yaml", "date.yaml: not valid YAML: ValueError: month must be in 1..12"),
+    (f"{TRAIN} -c ring.yaml", r"ring.yaml:1: \*a stands for something"),
+    (f"{TRAIN} -c twice.yaml", "twice.yaml:4: the key 'log_step' stands twice in one mapping"),
+    (f"{TRAIN} -c moved.yaml", "moved.yaml: .*'episodes' is unknown; did you mean 'downstream_expert.episodes'"),
+    (f"{RUN} -o config.fold=2", "-o: config key 'fold' is unknown; did you mean 'downstream_expert.fold'"),
+    (f"{RUN} -o config.downstrem_expert.fold=2", "'downstrem_expert' is unknown; did you mean 'downstream_expert'"),
+    (f"{RUN} -o config.sheduler=None", "'sheduler' is unknown; did you mean 'scheduler'"),
+    (f"{RUN} -o config.runner.fp_16=True", "-o: config key 'runner.fp_16' is unknown; did you mean 'fp16'"),
+    ("-m evaluate -e whole.ckpt --device cpu -o config.fold=2", "-o: config key 'fold' is unknown"),
+    (f"{TRAIN} -c list.yaml", "list.yaml: expected keys such as runner"),
+    (f"{TRAIN} -c empty", "empty: a folder; expected a YAML file"),
+    (f"{TRAIN} -c {LONG}.yaml", "File name too long"),
     (f"{RUN} -i mine.csv", "-i mine.csv: not readable as a checkpoint"),
     (f"{RUN} -u wavlm_local -k empty", "-k empty"),
     (f"{RUN} -d os", "-d os: s3prl has no such downstream"),
@@ -332,7 +342,7 @@ def test_the_launcher(unchanged, environment, line, expected):
     ("module", "line", "expected"),
     [
         ("cli", "prepare table huge.csv --out new", "metaperser: error: huge.csv:2: audio has 5,000 characters"),
-        ("run_downstream", f"{RUN} -c bomb.yaml", "run_downstream: error: bomb.yaml:5: more than 10,000 values"),
+        ("run_downstream", f"{TRAIN} -c bomb.yaml", "run_downstream: error: bomb.yaml:5: more than 10,000 values"),
     ],
 )
 def test_the_same_as_processes(unchanged, module, line, expected):

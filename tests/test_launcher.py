@@ -15,6 +15,7 @@ import pytest
 import requests
 import torch
 import yaml
+from crafted import whole_checkpoint
 
 from s3prl_metaperser import configs, preflight, preflight_arguments, preflight_upstream, run_downstream, s3prl_errors
 from s3prl_metaperser.errors import MetaPerSERError
@@ -67,8 +68,8 @@ def checkpoint(tmp_path):
 
 
 def check(config, flags):
-    given = f"-m train -d example -u fbank --device cpu -n run -c {config} {flags}".split()
-    return preflight.check(given)
+    given = f"-m train -d example -u fbank --device cpu -n run {flags}".split()
+    return preflight.check(given if "-c" in given else [*given, "-c", str(config)])
 
 
 def launch(*arguments, **environment):
@@ -235,6 +236,17 @@ class TestCheckpoints:
     def test_resuming_takes_the_arguments_from_the_checkpoint(self, checkpoint):
         arguments = ["-m", "train", "-e", str(checkpoint.parent), "--device", "cpu"]
         assert preflight.check(arguments) == arguments
+
+    def test_keys_that_no_one_reads_pass_where_an_earlier_version_took_them(self, small_corpus, tmp_path):
+        earlier = whole_checkpoint(small_corpus, tmp_path)
+        earlier["Config"] |= {"about": "mine", "runner": {**earlier["Config"]["runner"], "log_steps": 1}}
+        torch.save(earlier, tmp_path / "earlier.ckpt")
+        arguments = ["-m", "evaluate", "-e", str(tmp_path / "earlier.ckpt"), "--device", "cpu"]
+        assert preflight.check(arguments) == arguments
+        with pytest.raises(
+            MetaPerSERError, match=r"-o: config key 'runner\.log_stp' is unknown; did you mean 'log_step'"
+        ):
+            preflight.check([*arguments, "-o", "config.runner.log_stp=1"])
 
     @pytest.mark.parametrize(
         ("before", "now", "refused"),

@@ -17,6 +17,7 @@ from runner_stand_in import arguments
 import s3prl_metaperser
 from s3prl_metaperser import preflight, preflight_arguments, preflight_files
 from s3prl_metaperser.cli import main
+from s3prl_metaperser.config_keys import RUNNER_KEYS
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.expert import DownstreamExpert
@@ -248,7 +249,7 @@ class TestOverrides:
             "config.yaml",
             "-o",
         ]
-        config = {"runner": dict.fromkeys(preflight.RUNNER_KEYS, 1), "optimizer": {"name": "Adam", "lr": 0.1}}
+        config = {"runner": dict.fromkeys(RUNNER_KEYS, 1), "optimizer": {"name": "Adam", "lr": 0.1}}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         code = "config.a=open('made','w'),,config.b=sum,,config.c=[1, 'x'],,args.expname=mine"
         passed_on = preflight.check([*given, code])

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from s3prl_metaperser import configs
+from s3prl_metaperser.config_keys import CONFIG_ROOTS, OPTIONAL_RUNNER_KEYS
 from s3prl_metaperser.corpus.manifest import Corpus, load_corpus
 from s3prl_metaperser.episodes import Split, fold_count, make_split, meta_test_episodes
 from s3prl_metaperser.errors import MetaPerSERError, suggest
@@ -41,9 +42,6 @@ RECIPES: Mapping[Scope, tuple[Recipe, ...]] = {
 }
 """The recipes of Meta-PerSER that a scope has configs for, in the order of preference."""
 
-CONFIG_ROOTS = ("runner", "optimizer", "scheduler", "downstream_expert")
-OPTIONAL_RUNNER_KEYS = ("fp16", "evaluate_ratio")
-"""What s3prl's runner reads from ``runner:`` beside what our configs have."""
 TEST_ANNOTATOR = "downstream_expert.data.test_annotator"
 INIT_FROM = "downstream_expert.init_from"
 ITSELF = "the experiment itself"
