@@ -30,7 +30,7 @@ from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.given_arguments import check_trusted, check_types
 from s3prl_metaperser.network import Network
 from s3prl_metaperser.optimization import check_optimization
-from s3prl_metaperser.preflight_arguments import apply_overrides, parse, without_auto_resume
+from s3prl_metaperser.preflight_arguments import apply_overrides, check_given_once, parse, without_auto_resume
 from s3prl_metaperser.preflight_files import Config, config_path, load_checkpoint, load_config
 from s3prl_metaperser.preflight_folder import check_experiment_folder, experiment_folder
 from s3prl_metaperser.preflight_processes import check_as_many_processes, check_processes
@@ -62,6 +62,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     """
     hub = _import_hub()
     parsed = parse(arguments)
+    check_given_once(parsed)
     args = parsed.namespace
     passed_on = list(arguments)
     saved: dict[str, Any] = {}
@@ -95,7 +96,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     check_types(parsed.actions, args, f"-e {checkpoint_path}" if saved else "the command line")
     by_hand = [name.removeprefix("args.") for name, _ in given]
     if checkpoint_path is not None:
-        flags = {name: getattr(parsed.namespace, name) for name in parsed.given}
+        flags = {name: getattr(parsed.namespace, name) for name in parsed.times}
         check_unheard(parsed.actions, flags, saved, by_hand, checkpoint_path)
         beside = config
         if "config" in flags:

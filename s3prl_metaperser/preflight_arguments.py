@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_metaperser.errors import MetaPerSERError, suggest
@@ -12,16 +13,19 @@ from s3prl_metaperser.yaml_text import DEEPEST, LONGEST
 
 LONGEST_OVERRIDE = 100_000
 """Characters of ``-o``: a system takes about as many in one argument."""
+ONCE = {"override": ("-o", "join them by ,, in one"), "config": ("-c", "give one, and -o for what is to differ")}
+"""Arguments that look as if they added up when they are given again, by their name in the namespace."""
 
 
 class Parsed(BaseException):
-    """Carries the parsed arguments, what the parser knows, and the names of those given, out of s3prl's function."""
+    """Carries the parsed arguments, what the parser knows, and what was given, out of s3prl's function."""
 
-    def __init__(self, namespace: argparse.Namespace, actions: list[argparse.Action], given: frozenset[str]) -> None:
+    def __init__(self, namespace: argparse.Namespace, actions: list[argparse.Action], times: Mapping[str, int]) -> None:
         super().__init__()
         self.namespace = namespace
         self.actions = actions
-        self.given = given
+        self.times = times
+        """How often each argument was given that was."""
 
 
 def parse(arguments: Sequence[str]) -> Parsed:
@@ -39,14 +43,19 @@ def parse(arguments: Sequence[str]) -> Parsed:
     from s3prl.run_downstream import get_downstream_args
 
     parse_args = argparse.ArgumentParser.parse_args
+    times: Counter[str] = Counter()
+
+    class Counting(argparse.Namespace):
+        def __setattr__(self, name: str, value: Any) -> None:
+            times[name] += 1
+            super().__setattr__(name, value)
 
     def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
         # What is there already is not replaced by its default, which a value that was given may be equal to.
-        absent = object()
-        place = argparse.Namespace(**{action.dest: absent for action in parser._actions})
-        told = vars(parse_args(parser, list(arguments), place))
-        given = frozenset(name for name, value in told.items() if value is not absent)
-        raise Parsed(parse_args(parser, list(arguments)), parser._actions, given)
+        told = Counting(**{action.dest: None for action in parser._actions})
+        times.clear()
+        parse_args(parser, list(arguments), told)
+        raise Parsed(parse_args(parser, list(arguments)), parser._actions, times)
 
     argparse.ArgumentParser.parse_args = parse_and_stop  # type: ignore[method-assign, assignment]
     try:
@@ -56,6 +65,17 @@ def parse(arguments: Sequence[str]) -> Parsed:
     finally:
         argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign]
     raise MetaPerSERError("this version of s3prl reads its command line in an unknown way: use s3prl 0.4")
+
+
+def check_given_once(parsed: Parsed) -> None:
+    """Refuse a second ``-o`` or ``-c``: the parser keeps the last, and says nothing of the others.
+
+    Raises:
+        MetaPerSERError: naming the flag.
+    """
+    for name, (flag, cure) in ONCE.items():
+        if parsed.times[name] > 1:
+            raise MetaPerSERError(f"{flag} is given {parsed.times[name]} times, of which s3prl takes the last; {cure}")
 
 
 def known_arguments() -> Parsed:

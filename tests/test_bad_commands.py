@@ -250,6 +250,8 @@ RUN_DOWNSTREAM = [
     (f"{RUN} -o config.sheduler=None", "'sheduler' is unknown; did you mean 'scheduler'"),
     (f"{RUN} -o config.runner.fp_16=True", "-o: config key 'runner.fp_16' is unknown; did you mean 'fp16'"),
     ("-m evaluate -e whole.ckpt --device cpu -o config.fold=2", "-o: config key 'fold' is unknown"),
+    (f"{RUN} -o config.runner.log_step=4 -o {EXPERT}.fold=2", "-o is given 2 times, of which s3prl takes the last"),
+    (f"{RUN} -c moved.yaml", "-c is given 2 times, of which s3prl takes the last"),
     (f"{TRAIN} -c list.yaml", "list.yaml: expected keys such as runner"),
     (f"{TRAIN} -c empty", "empty: a folder; expected a YAML file"),
     (f"{TRAIN} -c {LONG}.yaml", "File name too long"),

@@ -297,6 +297,15 @@ def test_what_rows_of_table2_differ_in_is_not_set_for_all_of_them(recordings, tm
         assert not (tmp_path / "out/runs").exists()
 
 
+def test_a_flag_given_again_adds_to_what_it_was_given_before():
+    parser = reproduce.build_parser()
+    flags = "--scenario unseen --scenario seen --recipe paper --recipe best --inner-lr 0.1 --inner-lr 0.2 0.3"
+    given = parser.parse_args(["IEMOCAP", *flags.split(), "--figure-shots", "4", "--figure-shots", "8"])
+    assert (given.scenario, given.recipe) == (["unseen", "seen"], ["paper", "best"])
+    assert (given.inner_lr, given.figure_shots) == ([0.1, 0.2, 0.3], [4, 8])
+    assert parser.parse_args(["IEMOCAP"]).scenario == ["seen", "unseen"]
+
+
 def test_failed_runs_and_episodes_are_named_and_all_others_make_the_table(small_corpus, tmp_path, cache, capsys):
     broken = ["multi_few:optimizer.torch_optim_name=Adamm", "ssl_e_paper:downstream_expert.adaptation.lr=1.0e+30"]
     assert cli.main(table1(small_corpus, tmp_path / "out", "--scenario", "seen", settings=broken)) == 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from s3prl_metaperser.argument_types import given_path
+from s3prl_metaperser.argument_types import Gather, given_path
 from s3prl_metaperser.errors import MetaPerSERError
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def add_figure_shots(parser: argparse.ArgumentParser, flag: str = "--shots") -> 
         flag,
         type=_positive,
         nargs="+",
+        action=Gather,
         default=list(SHOTS),
         metavar="K",
         help="each K of the figure; those that the corpus has too few labels for are left out",
@@ -111,6 +112,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         nargs="+",
+        action=Gather,
         choices=["best", "paper"],
         help="of Meta-PerSER, a row each; the first is compared with the other systems, which are the paper's "
         "(default: best paper; paper with --scope entire)",
@@ -122,7 +124,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-k", "--ckpt", metavar="CKPT", help="checkpoint of a *_local upstream")
     add("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1")
-    add("--scenario", nargs="+", choices=["seen", "unseen"], default=["seen", "unseen"], help="of the paper")
+    add(
+        "--scenario",
+        nargs="+",
+        action=Gather,
+        choices=["seen", "unseen"],
+        default=["seen", "unseen"],
+        help="of the paper",
+    )
     add(
         "--scope",
         choices=["head", "linear", "entire"],
@@ -136,6 +145,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--inner-lr",
         nargs="+",
+        action=Gather,
         type=_rate,
         default=list(INNER_LRS),
         metavar="LR",
