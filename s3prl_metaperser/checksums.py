@@ -101,6 +101,15 @@ class CheckedFolder:
                     f"made it; or, where the change is meant, delete its line from {self.folder / LIST}"
                 )
 
+    def has_known(self, name: str) -> bool:
+        """Tell whether a file of this name was written here, or was about to be, also where it is gone by now.
+
+        Raises:
+            UnreadableError: when the list cannot be read.
+            MetaPerSERError: when it is damaged.
+        """
+        return name in self._known()
+
     def replace(self, texts: Mapping[str, str | None]) -> None:
         """Replace files of the folder, whatever they are; see :meth:`check`.
 

@@ -22,7 +22,9 @@ from workshop import LAUNCHER, same_weights
 from s3prl_metaperser import cli, configs, torch_files
 from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import reproduce
+from s3prl_metaperser.experiments.experiment import own_names, refuse_others
 from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.grid import Grid, Node
 from s3prl_metaperser.experiments.launchers import ProcessLauncher
@@ -235,6 +237,24 @@ def test_a_folder_holds_one_set_of_settings(out, small_corpus, capsys):
         "holds experiments with queries 6, this one has 5; give the same, or another --out" in capsys.readouterr().err
     )
     assert changes(out).items() >= {path: at for path, at in before.items() if path.name != ".lock"}.items()
+
+
+def test_files_that_no_experiment_has_written_are_not_replaced(out, small_corpus, tmp_path):
+    written = {path.name for path in out.iterdir()} - {".lock", "checksums.sha256", "experiment.json"}
+    assert written <= set(own_names())
+    for name in ("results.csv", "report.html", "runs/mine.txt"):
+        own = tmp_path / name.partition(".")[0] / name
+        own.parent.mkdir(parents=True)
+        own.write_text("mine")
+        with pytest.raises(MetaPerSERError, match=f"holds {name.split('/')[0]}, which no experiment there has written"):
+            refuse_others(tmp_path / name.partition(".")[0])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(table1(small_corpus, tmp_path / "results"))
+    assert ended.value.code == 2
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["results.csv"]
+    again = tmp_path / "again"
+    shutil.copytree(out, again, ignore=shutil.ignore_patterns("runs", "experiment.json"))
+    refuse_others(again)  # a damaged experiment.json is to be deleted, says its error
 
 
 @pytest.mark.parametrize(

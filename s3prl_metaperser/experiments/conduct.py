@@ -18,6 +18,7 @@ from s3prl_metaperser.experiments.experiment import (
     Record,
     claim_folder,
     read_results,
+    refuse_others,
     results_name,
     write_results,
 )
@@ -49,6 +50,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
     """
     setup = experiment.setup
     setup.check(launcher.check, launcher.is_elsewhere)
+    refuse_others(setup.out)
     try:
         setup.out.mkdir(parents=True, exist_ok=True)
         lock = (setup.out / ".lock").open("a")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -15,7 +16,8 @@ from s3prl_metaperser import results_file
 from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.grid import Node, Outcome
-from s3prl_metaperser.experiments.plan import Setup
+from s3prl_metaperser.experiments.plan import RUNS, Setup
+from s3prl_metaperser.experiments.report import NAME as REPORT
 from s3prl_metaperser.experiments.runs import FAILURES, RESULTS
 from s3prl_metaperser.results_file import DIVERGED_AT, FAILURE_COLUMNS, RESULT_COLUMNS
 from s3prl_metaperser.settings import Scenario
@@ -24,6 +26,8 @@ Kind = Literal["table1", "table2", "figure2"]
 
 SHARED = "experiment.json"
 """The file that holds what all experiments of a folder share."""
+ENDINGS = ("csv", "md", "tex", "json", "png", "svg")
+"""Of the files that show an experiment."""
 EPISODE_COLUMNS = [*RESULT_COLUMNS, DIVERGED_AT]
 TUNING = "tuning.csv"
 """What a run chose on dev, where it chose anything."""
@@ -226,12 +230,37 @@ def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFram
     return results.assign(fold=fold)
 
 
+def own_names() -> list[str]:
+    """Name what experiments of any kind write into their folder, and replace there."""
+    names = [RUNS, REPORT]
+    for kind in get_args(Kind):
+        names += [f"{results_name(kind)}.csv", f"failures{_suffix(kind)}.csv"]
+        names += [f"{table}.{ending}" for table in (kind, f"{kind}-comparison") for ending in ENDINGS]
+    return names
+
+
+def refuse_others(out: Path) -> None:
+    """Refuse a folder with files of names that experiments replace, where no experiment has ever been.
+
+    Raises:
+        MetaPerSERError: naming one of them.
+    """
+    # First of all: a folder that another process claims meanwhile has nothing else in it before it is claimed.
+    there = [name for name in own_names() if os.path.lexists(out / name)]
+    if there and not (out / SHARED).exists() and not CheckedFolder(out).has_known(SHARED):
+        raise MetaPerSERError(
+            f"--out {out} holds {there[0]}, which no experiment there has written, and which this one would replace; "
+            "move it away, or give another --out"
+        )
+
+
 def claim_folder(setup: Setup) -> None:
     """Record what all experiments of a folder share, or find that this one does not.
 
     Raises:
-        MetaPerSERError: when the folder holds runs of other settings, which would be overwritten.
+        MetaPerSERError: when the folder holds runs of other settings, or files of others, which would be overwritten.
     """
+    refuse_others(setup.out)
     path = setup.out / SHARED
     shared, found = setup.shared(), _read_json(path)
     if found is None:

@@ -28,6 +28,8 @@ from s3prl_metaperser.experiments.grid import Choice, Node
 from s3prl_metaperser.experiments.runs import BEST, Mode, Run, Upstream
 from s3prl_metaperser.settings import Recipe, Scenario, Scope, Settings, SystemName, read_settings
 
+RUNS = "runs"
+"""The folder in ``--out`` that all runs have their own in."""
 SSL_E = "ssl_e"
 MULTI_FEW = "multi_few"
 META_PERSER = "meta_perser"
@@ -325,7 +327,7 @@ class Setup:
 
     def folder(self, name: str) -> Path:
         """Give the folder of a run."""
-        return self.out.resolve() / "runs" / name
+        return self.out.resolve() / RUNS / name
 
 
 def family_of(config: str, recipe: Recipe, scope: Scope) -> str:
