@@ -24,6 +24,7 @@ from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import reproduce
+from s3prl_metaperser.experiments.conduct import tell_replaced
 from s3prl_metaperser.experiments.experiment import own_names, refuse_others
 from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.grid import Grid, Node
@@ -255,6 +256,26 @@ def test_files_that_no_experiment_has_written_are_not_replaced(out, small_corpus
     again = tmp_path / "again"
     shutil.copytree(out, again, ignore=shutil.ignore_patterns("runs", "experiment.json"))
     refuse_others(again)  # a damaged experiment.json is to be deleted, says its error
+
+
+def test_which_table_is_replaced_is_said_with_the_command_that_brings_it_back(out, small_corpus, tmp_path, capsys):
+    setup = setup_of(small_corpus, out, "linear")
+    given = [0.1, 1e-6], ["best", "paper"]
+    tell_replaced(plan_table1(setup, *given))
+    assert capsys.readouterr().err == ""
+    for other in (
+        plan_table1(replace(setup, scenarios=("seen",)), *given),
+        plan_table1(replace(setup, folds=2), *given),
+        plan_table1(setup, [0.1], given[1]),
+        plan_table1(setup, given[0], ["best"]),
+    ):
+        tell_replaced(other)
+        assert capsys.readouterr().err.endswith(f"and this brings it back: {record(out, 'table1')['command']}\n")
+    shutil.copytree(out, tmp_path / "copy")
+    before = changes(tmp_path / "copy/runs")
+    assert cli.main(table1(small_corpus, tmp_path / "copy", "--scenario", "seen")) == 0
+    assert "brings it back" in capsys.readouterr().err
+    assert changes(tmp_path / "copy/runs") == before
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
     with lock, locked(lock, f"another experiment writes into {setup.out}; waiting for it"):
         remove_leftovers(setup.out, "*")
         claim_folder(setup)
+        tell_replaced(experiment)
         launcher.held = [lock]
         # The first run extracts what all others wait for: on the cores of all.
         is_said = launcher.is_elsewhere or PROCESSES in os.environ
@@ -69,6 +70,22 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
         Record.of(experiment, outcome).write(setup.out, experiment.kind)
         report(setup)
     return outcome
+
+
+def tell_replaced(experiment: Experiment) -> None:
+    """Say on stderr that an experiment replaces the table of one of its kind that was made of other runs."""
+    out, kind = experiment.setup.out, experiment.kind
+    try:
+        earlier = Record.read(out, kind)
+    except MetaPerSERError:
+        return  # What is damaged is made anew.
+    if earlier is None or {row["run"] for row in earlier.runs} == {node.name for node in experiment.nodes}:
+        return
+    print(
+        f"metaperser: {out} holds a {kind} of other scenarios, folds, recipes, K or inner rates, which this one "
+        f"replaces; its runs are kept, and this brings it back: {earlier.command}",
+        file=sys.stderr,
+    )
 
 
 def report(setup: Setup) -> Path:
