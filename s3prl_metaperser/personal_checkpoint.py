@@ -37,7 +37,7 @@ from s3prl_metaperser.settings import SECTION
 
 PARTS = (DOWNSTREAM, FEATURIZER, UPSTREAM)
 EXPERIMENT = "personal"
-"""What s3prl calls a run of it; the file's own name may be a person's."""
+"""Begins what s3prl calls a run of it; the file's own name may be a person's."""
 
 
 def checkpoint_fingerprint(checkpoint: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def write_personal(
     content = {
         **parts,
         DOWNSTREAM: {**downstream, EXTRA_STATE: extra},
-        "Args": _arguments(given),
+        "Args": _arguments(given, moved),
         "Config": _config(given),
     }
     try:
@@ -109,10 +109,11 @@ def _changed(state: Mapping[str, Any], changes: Mapping[str, Tensor]) -> dict[st
     }
 
 
-def _arguments(parent: Mapping[str, Any]) -> OrderedDict[str, Any]:
-    """Give the parent's command line for a run that listens or judges, in a folder that is not the parent's."""
+def _arguments(parent: Mapping[str, Any], moved: Mapping[str, Mapping[str, Tensor]]) -> OrderedDict[str, Any]:
+    """Give the parent's command line for a run that listens or judges, in a folder of this listener's own."""
     arguments: OrderedDict[str, Any] = OrderedDict()
-    own = {"mode": "inference", "expname": EXPERIMENT, "expdir": f"result/downstream/{EXPERIMENT}", "init_ckpt": None}
+    name = f"{EXPERIMENT}-{checkpoint_fingerprint(moved)[:8]}"
+    own = {"mode": "inference", "expname": name, "expdir": f"result/downstream/{name}", "init_ckpt": None}
     vars(arguments).update({**vars(parent["Args"]), **own})
     return arguments
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,20 @@ def test_minus_m_evaluate_judges_the_personal_model_as_it_is(shop, called, corpu
     heard = model.probabilities([corpus / "audio" / f"{name}.wav" for name in rows["utterance"]])
     labels = distributions([str(cell) for cell in rows["labels"]], model.emotions)
     assert results.loc[results["episode"] == 1, "miF1"].item() == pytest.approx(score(heard, labels).miF1, abs=1e-3)
+
+
+def test_each_listener_is_judged_in_a_folder_of_their_own(shop, corpus, labels_csv, tmp_path):
+    model = metaperser.load(shop.root / "frozen/dev-best.ckpt", "cpu")
+    labels = read_labels(labels_csv, corpus)
+    given = {"mine": labels.emotions, "bobs": labels.emotions[::-1]}
+    folders = {}
+    for name, emotions in given.items():
+        for standalone in (False, True):
+            model.adapt(labels.paths, emotions, steps=2).save(tmp_path / f"{name}{standalone}", standalone=standalone)
+            folders[name, standalone] = read_checkpoint(tmp_path / f"{name}{standalone}")["Args"].expdir
+    assert len({folders["mine", False], folders["bobs", False]}) == 2
+    assert all(folders[name, True] == folders[name, False] for name in given)
+    assert all(re.fullmatch("result/downstream/personal-[0-9a-f]{8}", folder) for folder in folders.values())
 
 
 def test_leaving_one_out_is_adapting_to_all_others(shop, corpus, labels_csv):
