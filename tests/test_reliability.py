@@ -400,7 +400,8 @@ class TestResults:
         for name in (*files, "done.json"):
             path = tmp_path / name
             whole = path.read_bytes()
-            for place in (0, len(whole) // 2, len(whole) - 2):
+            key = whole.find(b"sha256") if name == "done.json" else 1
+            for place in (0, key, len(whole) // 2, len(whole) - 2):
                 path.write_bytes(flipped(whole, place, rng))
                 os.utime(path, ns=(place, place))
                 assert not run.is_done()
