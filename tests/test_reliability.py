@@ -400,9 +400,10 @@ class TestResults:
         for name in (*files, "done.json"):
             path = tmp_path / name
             whole = path.read_bytes()
-            key = whole.find(b"sha256") if name == "done.json" else 1
-            for place in (0, key, len(whole) // 2, len(whole) - 2):
-                path.write_bytes(flipped(whole, place, rng))
+            damaged = [flipped(whole, place, rng) for place in (0, len(whole) // 2, len(whole) - 2)]
+            damaged += [whole.replace(b'"sha256"', b'"sha257"')] if name == "done.json" else []
+            for place, content in enumerate(damaged):
+                path.write_bytes(content)
                 os.utime(path, ns=(place, place))
                 assert not run.is_done()
                 assert name == "done.json" or f"{path} is not what its run has left" in capsys.readouterr().err
