@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ CLI = [sys.executable, "-m", "s3prl_metaperser.cli"]
 ROOM = 64 << 20
 LEFT = (0, 1_000, 20_000, 100_000)
 """Bytes that are left free; rounded to pages."""
+ELSEWHERE = "elsewhere"
+"""Where the command trains whose cache alone is on the full disk."""
 ALSO = ("args_", "config_", "events.", "log.txt", ".lock", ".training.lock", "identity.json")
 """What s3prl and TensorBoard add to a folder at each start, and what holds no result."""
 
@@ -116,7 +119,7 @@ def commands(root: Path, shop: Workshop) -> dict[str, list[str]]:
     few += ["--shots", "4", "--train-shots", "4", "--recipe", "paper", "--inner-lr", "0.1", "--set", *settings]
     return {
         "training": [*train, "-c", str(config), "-p", str(place / "run")],
-        "feature cache": [*train, "-c", str(cold), "-p", str(root / "elsewhere")],
+        "feature cache": [*train, "-c", str(cold), "-p", str(root / ELSEWHERE)],
         "evaluation": [
             *(*LAUNCHER, "-m", "evaluate", "-e", parent, "--device", "cpu"),
             *("-o", f"args.expdir='{place / 'run'}'"),
@@ -135,8 +138,9 @@ def commands(root: Path, shop: Workshop) -> dict[str, list[str]]:
 
 def try_all(name: str, command: list[str], root: Path) -> list[bool]:
     """Run a command with room, with less and less of it, and where nothing may be written."""
-    good = []
+    good, elsewhere = [], root / ELSEWHERE
     for left in LEFT:
+        shutil.rmtree(elsewhere, ignore_errors=True)  # into which no other may train
         with mounted(root / "place") as place:
             before: dict[str, bytes] = {}
             if name != "feature cache" and left == LEFT[0]:
@@ -148,6 +152,7 @@ def try_all(name: str, command: list[str], root: Path) -> list[bool]:
                 before = content(place)
             fill(place, left)
             good.append(judge(f"{name}, {left} bytes left", run(command), before, place))
+    shutil.rmtree(elsewhere, ignore_errors=True)
     with mounted(root / "place") as place:
         run(command)
         if name == "training":
@@ -156,6 +161,7 @@ def try_all(name: str, command: list[str], root: Path) -> list[bool]:
         for shard in place.rglob("shard-*"):
             shard.unlink()
             before = content(place)
+        shutil.rmtree(elsewhere, ignore_errors=True)
         subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
         good.append(judge(f"{name}, read-only", run(command), before, place))
     return good
