@@ -73,16 +73,21 @@ def _run(sets_run_up_first: bool) -> None:
     from s3prl.run_downstream import main as run_s3prl
 
     threading.excepthook = _end_with_thread
-    with told_in_a_line(PROGRAM):
-        try:
-            run_s3prl()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(*preflight.ways_on(given)) from None
-        except Exception as error:
-            wrong_input = explained(error)
-            if wrong_input is None:
-                raise
-            raise wrong_input from None
+    try:
+        with told_in_a_line(PROGRAM):
+            try:
+                run_s3prl()
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(*preflight.ways_on(given)) from None
+            except Exception as error:
+                wrong_input = explained(error)
+                if wrong_input is None:
+                    raise
+                raise wrong_input from None
+    except SystemExit as ended:
+        if ended.code == EXIT_CODE:
+            _keep_to_the_line()
+        raise
 
 
 def make_ready() -> None:
@@ -120,6 +125,20 @@ def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
         exit_with(refused, PROGRAM)
         os._exit(EXIT_CODE)
     threading.__excepthook__(failed)
+
+
+def _keep_to_the_line() -> None:
+    """Silence what TensorBoard cannot write at exit either, once a line has said that nothing can be written."""
+
+    def in_thread(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            threading.__excepthook__(failed)
+
+    def at_exit(failed: sys.UnraisableHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            sys.__unraisablehook__(failed)
+
+    threading.excepthook, sys.unraisablehook = in_thread, at_exit
 
 
 def quieten() -> None:

@@ -225,6 +225,16 @@ def test_what_may_not_be_searched_is_named_in_a_line(locked, capfd, monkeypatch,
     assert {path.name for path in locked.parent.iterdir()} == {"locked", "table.csv"}
 
 
+def test_what_fails_at_exit_for_the_reason_that_was_told_says_nothing_more():
+    """As TensorBoard does on a full disk, once in its thread and once at exit."""
+    script = "import atexit, sys, threading; from s3prl_metaperser import run_downstream\n"
+    script += "def fails(): raise OSError(28, 'No space left on device')\n"
+    script += "atexit.register(fails); {}; threading.Thread(target=fails).start(); sys.exit(2)"
+    for silenced, tracebacks in (("run_downstream._keep_to_the_line()", 0), ("pass", 2)):
+        ended = subprocess.run([sys.executable, "-c", script.format(silenced)], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr.count("Traceback")) == (2, tracebacks)
+
+
 def test_a_standard_output_that_is_full_is_named_in_a_line():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "s3prl_metaperser.cli", "config"]
