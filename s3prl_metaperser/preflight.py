@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from s3prl_metaperser import resuming
+from s3prl_metaperser import resuming, state_files
 from s3prl_metaperser.checkpoint_form import training_fault
 from s3prl_metaperser.checkpoints import DOWNSTREAM, read_checkpoint
 from s3prl_metaperser.config_keys import RUNNER_KEYS, check_keys
@@ -144,7 +144,7 @@ def ways_on(arguments: Sequence[str]) -> list[str]:
     """
     args = parse(arguments).namespace
     is_elsewhere = "args.expdir" in (args.override or "")
-    if args.mode != "train" or is_elsewhere or not resuming.states(args.past_exp or experiment_folder(args)):
+    if args.mode != "train" or is_elsewhere or not state_files.states(args.past_exp or experiment_folder(args)):
         return []
     return ["the same command and -a go on from the last checkpoint"]
 
@@ -165,13 +165,13 @@ def _past_experiment(args: argparse.Namespace) -> tuple[Path | None, list[Path]]
     """Find the checkpoint that s3prl is to resume from, by ``-e`` or ``-a``, and damaged ones that are newer."""
     expdir = experiment_folder(args)
     past = args.past_exp
-    if args.auto_resume and (states := resuming.states(expdir, "-p")):
+    if args.auto_resume and (states := state_files.states(expdir, "-p")):
         return resuming.newest_sound(states)
     if past is None:
         return None, []
     if not os.path.isdir(past):
         return Path(past), []
-    states = resuming.states(past, "-e")
+    states = state_files.states(past, "-e")
     if not states:
         raise MetaPerSERError(
             f"-e {past}: no checkpoint in this folder; expected states-STEP.ckpt, or name a .ckpt file"

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import errno
-import glob
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_metaperser import torch_files
 from s3prl_metaperser.errors import MetaPerSERError, UnreadableError
+from s3prl_metaperser.state_files import states
 
 SET_ASIDE = "damaged-"
 """What the name of a damaged state begins with, once s3prl is not to find it any more."""
-
-
-def states(folder: Path | str, flag: str | None = None) -> list[Path]:
-    """List ``states-STEP.ckpt`` as s3prl does, newest first.
-
-    Args:
-        folder: that holds them; it need not be there.
-        flag: by which the command line has named it, for the error; None: none has.
-
-    Raises:
-        UnreadableError: for a folder that is there and cannot be looked into.
-        MetaPerSERError: for one without a step number, on which s3prl would fail.
-    """
-    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-        raise UnreadableError(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-    found = [Path(path) for path in glob.glob(f"{glob.escape(str(folder))}/states-*.ckpt")]
-    odd = next((path.name for path in found if not _step(path).isdecimal()), None)
-    if odd is not None:
-        where = str(folder) if flag is None else f"{flag} {folder}"
-        raise MetaPerSERError(f"{where}: holds {odd}, which has no step number; expected states-STEP.ckpt: rename it")
-    return sorted(found, key=lambda path: int(_step(path)), reverse=True)
-
-
-def _step(state: Path) -> str:
-    return state.name.split("-")[-1].split(".")[0]
 
 
 def newest_sound(found: Sequence[Path]) -> tuple[Path, list[Path]]:
     """Choose the newest of some states whose checksums match, and warn of those that it is chosen before.
 
     Args:
-        found: as :func:`states` gives them; at least one.
+        found: as :func:`~s3prl_metaperser.state_files.states` gives them; at least one.
 
     Returns:
         The state, and the damaged ones that are newer.

@@ -475,7 +475,7 @@ class TestWhatATrainingGoesOnFrom:
         (run.folder / "states-best.ckpt").write_text("a copy made by hand")
         before = {path: path.read_bytes() for path in run.folder.iterdir()}
         (failure,) = Grid([Node(run.name, run)]).run(ProcessLauncher(), 1).failures
-        assert failure.reason.startswith(f"could not be started: {run.folder / 'states-best.ckpt'} has no step number")
+        assert failure.reason.startswith(f"could not be started: {run.folder}: holds states-best.ckpt, which has no")
         assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
 
     def test_an_upstreams_address_is_given_again_as_a_states_is_not_trusted(self, run):

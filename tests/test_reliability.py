@@ -30,6 +30,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.reporting import Report
 from s3prl_metaperser.settings import read_settings
+from s3prl_metaperser.state_files import states
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, default_cache
 from s3prl_metaperser.upstream.features import cached_features
 from s3prl_metaperser.upstream.pooling import PooledUpstream
@@ -261,7 +262,7 @@ class TestWhatMayNotBeReadIsNotDamaged:
 
     def test_a_checkpoint_that_another_rank_has_set_aside(self, tmp_path):
         torch_files.save({"step": 2}, tmp_path / "states-2.ckpt")
-        found = [tmp_path / "states-4.ckpt", *resuming.states(tmp_path)]
+        found = [tmp_path / "states-4.ckpt", *states(tmp_path)]
         assert resuming.newest_sound(found) == (tmp_path / "states-2.ckpt", [])
 
     def test_a_shard_of_a_shared_cache(self, tmp_path, pooled, audio):

@@ -11,9 +11,10 @@ import torch
 import yaml
 from crafted import whole_checkpoint
 
-from s3prl_metaperser import preflight, resuming, run_downstream
+from s3prl_metaperser import preflight, run_downstream
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.run import Run
+from s3prl_metaperser.state_files import states
 
 NEW = "-d metaperser -u fbank_no_cmvn --device cpu -c ssl_e"
 
@@ -143,7 +144,7 @@ def test_a_state_without_a_step_is_named_by_the_flag_that_was_given(tmp_path, fl
     with pytest.raises(MetaPerSERError, match=f"^{said}"):
         preflight.check(flags.format(own=tmp_path / "own").split(), sets_run_up=False)
     with pytest.raises(MetaPerSERError, match=f"^{re.escape(str(tmp_path / 'own'))}: holds states-last"):
-        resuming.states(tmp_path / "own")
+        states(tmp_path / "own")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import yaml
 
 import s3prl_metaperser
-from s3prl_metaperser import checksums
+from s3prl_metaperser import checksums, state_files
 from s3prl_metaperser.atomic import remove_leftovers, write_text
 from s3prl_metaperser.corpus.manifest import ANNOTATIONS_FILE, CORPUS_FILE, load_corpus
 from s3prl_metaperser.errors import MetaPerSERError
@@ -70,12 +70,12 @@ def _code_fingerprint() -> str:
 
 def _file_fingerprint(path: Path) -> str:
     state = path.stat()
-    return _content_hash(path, state.st_size, state.st_mtime_ns)
+    return _content_hash(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @cache
-def _content_hash(path: Path, size: int, changed: int) -> str:
-    """Hash a file; ``size`` and ``changed`` are what a changed file is told from a remembered one by."""
+def _content_hash(path: Path, size: int, changed: int, replaced: int) -> str:
+    """Hash a file; the rest is what a changed file is told from a remembered one by, as in a feature cache."""
     return checksums.of_file(path)
 
 
@@ -307,7 +307,7 @@ class Run:
             was_begun = (self.folder / BEGUN).read_text(encoding="utf-8") == beginning
         except (OSError, UnicodeDecodeError):
             return None
-        found = self._states()
+        found = state_files.states(self.folder)
         if not (was_begun and found):
             return None
         # torch takes seconds to import, and is needed for nothing else here.
@@ -318,7 +318,7 @@ class Run:
             files = checksums.CheckedFolder(self.folder)
             for name in KEPT:
                 files.check(name)
-            has_best = _step(state) >= self.config["runner"]["eval_step"]
+            has_best = state_files.step(state) >= self.config["runner"]["eval_step"]
             if has_best and (missing := self.missing_output()) is not None:
                 raise MetaPerSERError(f"{self.folder / missing} is missing")
             best = self.folder / BEST
@@ -328,14 +328,6 @@ class Run:
             print(f"metaperser: {self.name} is begun anew: {error}", file=sys.stderr)
             return None
         return state
-
-    def _states(self) -> list[Path]:
-        """List what s3prl has saved of a training, newest first.
-
-        Raises:
-            MetaPerSERError: for what is named like a state and has no step number, on which s3prl would fail.
-        """
-        return sorted(self.folder.glob("states-*.ckpt"), key=_step, reverse=True)
 
     def prepare(self) -> None:
         """Make the folder with the config in it, in place of all that an earlier run left."""
@@ -361,7 +353,7 @@ class Run:
             )
         # It was there for a kill, and is as large as three upstreams (Adam's moments). More are somebody's own wish.
         if self.trains_upstream and self.config["runner"]["max_keep"] == STATES:
-            for state in self._states()[1:]:
+            for state in state_files.states(self.folder)[1:]:
                 state.unlink()
         record = {
             "fingerprint": json.loads(beginning)["fingerprint"],
@@ -372,13 +364,6 @@ class Run:
             "files": {name: digest for name in KEPT if (digest := self._checksum(name)) is not None},
         }
         write_text(self.folder / DONE, json.dumps(checksums.sealed(record), indent=2) + "\n")
-
-
-def _step(state: Path) -> int:
-    number = state.stem.removeprefix("states-")
-    if not number.isdecimal():
-        raise MetaPerSERError(f"{state} has no step number; give it a name that does not begin with states-")
-    return int(number)
 
 
 def thread_limits(threads: int) -> dict[str, str]:
