@@ -236,6 +236,27 @@ def test_features_and_their_order_are_the_same_however_many_processes_there_are(
         torch.testing.assert_close(statistics, pooled([read_audio(paths[index])])[0].statistics)
 
 
+@pytest.mark.parametrize("lengths", [[0.5] * 6, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]], ids=["equal", "different"])
+def test_on_a_cpu_a_clips_features_are_the_same_to_the_bit_whatever_else_is_extracted(wavlm, tmp_path, lengths):
+    """So a cache that other commands have filled in part holds what a cold one would."""
+    pooled, audio = pooled_upstream(wavlm), {}
+    for number, seconds in enumerate(lengths):
+        audio[str(number)] = tmp_path / f"{number}.wav"
+        soundfile.write(audio[str(number)], noise(seconds, number).numpy(), 16000)
+    own_cache = FeatureCache(tmp_path / "cold", IDENTITY)
+    at_once = cached_features(own_cache, FileHashes(tmp_path / "cold", tmp_path), pooled, audio, CPU)
+    hashes = FileHashes(tmp_path / "warm", tmp_path)
+    for some in (["4"], ["1", "2", "5"], list(audio)):
+        cache = FeatureCache(tmp_path / "warm", IDENTITY)
+        by_parts = cached_features(cache, hashes, pooled, {name: audio[name] for name in some}, CPU)
+    assert torch.equal(by_parts.gather(list(audio)), at_once.gather(list(audio)))
+    waveforms = [read_audio(path) for path in audio.values()]
+    with extraction._one_thread():
+        alone = torch.stack([pooled([wav])[0].statistics for wav in waveforms])
+    assert torch.equal(alone, at_once.gather(list(audio)))
+    assert "padding_is_harmless" not in vars(pooled), "nothing to compare where no clips share a forward pass"
+
+
 def test_how_many_processes_extract_may_be_said(monkeypatch, recordings):
     """As experiments do, whose runs have a thread each and wait for the one that extracts."""
     pooled, paths = pooled_upstream(fbank_no_cmvn()), list(recordings.values())
@@ -340,7 +361,6 @@ from s3prl_metaperser.upstream.pooling import PooledUpstream
 root = Path(sys.argv[1])
 upstream = fbank_no_cmvn()
 pooled = PooledUpstream(upstream, Featurizer(upstream, upstream_device="cpu"), "mean", torch.device("cpu"))
-pooled.__dict__["padding_is_harmless"] = False
 noted = root / sys.argv[2]
 upstream.register_forward_hook(lambda m, i, o: print(*map(len, i[0]), file=noted.open("a")))
 identity = UpstreamIdentity("fbank_no_cmvn", "w", "", "", "s3prl 0.4.18", "hidden_states", None, False, "mean")

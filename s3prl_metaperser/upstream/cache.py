@@ -34,8 +34,9 @@ from s3prl_metaperser.atomic import locked, remove_leftovers, replacing, write_t
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.upstream.pooling import PooledClip
 
-FORMAT = 3
-"""Of what is extracted, how, and how it is kept. 2: each batch by one thread. 3: with checksums."""
+FORMAT = 4
+"""Of what is extracted, how, and how it is kept. 2: each batch by one thread. 3: with checksums. 4: on the CPU, each
+clip alone."""
 STATISTICS, FRAME_DEVIATION = "statistics", "frame_deviation"
 """The tensors of a shard."""
 

@@ -2,8 +2,8 @@
 
 One forward pass of a few seconds of audio does not fill several cores, and s3prl's upstreams keep their layers' outputs
 on themselves, so that threads cannot share one. So on the CPU, long extractions run in processes forked from this one,
-each with one thread and a batch of its own. Computed by one thread wherever it is, a clip's features are the same to
-the bit however many processes there are.
+each with one thread and a clip of its own. Computed alone and by one thread wherever it is, a clip's features are the
+same to the bit, however many processes there are and whatever else is extracted.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ Clips = Generator[dict[int, PooledClip], None, None]
 
 
 def batch_seconds_on(device: torch.device) -> float:
-    """Say how much audio goes through an upstream at once: what one core, or a GPU, is quickest with."""
-    return 8.0 if device.type == "cpu" else 32.0
+    """Say how much audio goes through an upstream at once, at most; a longer clip is alone.
+
+    On the CPU every clip is: the last bits of its features would depend on those beside it, and so on what a cache
+    already holds. One core is as quick with one clip as with several, but for a fifth where all are of one length.
+    """
+    return 0.0 if device.type == "cpu" else 32.0
 
 
 def lengths_of(paths: Sequence[Path]) -> list[int]:
@@ -107,7 +111,6 @@ def extract_on_all_cores(
         return
     if processes is None:
         processes = min(wanted_processes(), len(os.sched_getaffinity(0)))
-    # Compares how padding changes features, which one process does for all.
     plan = _plan(pooled, lengths, None)
     processes = min(processes, len(plan))
     with _one_thread():
@@ -132,7 +135,7 @@ def wanted_processes() -> int:
 
 
 def _plan(pooled: PooledUpstream, lengths: Sequence[int], batch_seconds: float | None) -> list[list[int]]:
-    return list(pooled.batches(lengths, batch_seconds or batch_seconds_on(pooled.device)))
+    return list(pooled.batches(lengths, batch_seconds_on(pooled.device) if batch_seconds is None else batch_seconds))
 
 
 def _in_this_process(

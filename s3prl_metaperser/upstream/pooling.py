@@ -181,9 +181,9 @@ class PooledUpstream:
         budget = batch_seconds * SAMPLE_RATE
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+            # Whether padding is harmless is compared where it matters only: that takes several forward passes.
             fits = (len(batch) + 1) * lengths[index] <= budget
-            alike = not batch or lengths[batch[0]] == lengths[index] or self.padding_is_harmless
-            if batch and not (fits and alike):
+            if batch and not (fits and (lengths[batch[0]] == lengths[index] or self.padding_is_harmless)):
                 yield batch
                 batch = []
             batch.append(index)

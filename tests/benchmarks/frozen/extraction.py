@@ -1,12 +1,12 @@
 """Feature extraction against the bare upstream, and the feature cache of 100,000 utterances.
 
 Extraction is ``cached_features`` on an empty cache, from hashing the files to the finished shards; the bare upstream is
-s3prl's module called on the same clips, in memory, in the same batches, in ``eval()`` and without gradients, by all of
-torch's threads. Throughput is in seconds of audio per second. The upstreams are WavLM in the base model's architecture
-with random weights, where padding changes features and so only clips of equal length share a forward pass, and
-``fbank_no_cmvn``. Whether padding changes features is compared within, once an extraction; that takes what 7 s of audio
-take. Recordings are those of ``--real-speech``, else noise of the same rate and lengths; once they are all of
-one length, and once cut to lengths of which no two are equal, as in most corpora.
+s3prl's module called on the same clips, in memory, in ``eval()`` and without gradients, by all of torch's threads, in
+batches of 8 s where clips are of equal length, with which one core is quickest. Extraction takes each clip alone, for
+the sake of its last bits. Throughput is in seconds of audio per second. The upstreams are WavLM in the base model's
+architecture with random weights, where padding changes features and so only clips of equal length can share a forward
+pass, and ``fbank_no_cmvn``. Recordings are those of ``--real-speech``, else noise of the same rate and lengths; once
+they are all of one length, and once cut to lengths of which no two are equal, as in most corpora.
 
 The cache holds 13 × 768 floats an utterance in shards of 256: 4 GB in the scratch folder.
 """
@@ -34,7 +34,7 @@ from whole_network import Case, checkpoint_file
 from frozen.measuring import Line, Memory, Options, Ratio, side_by_side
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
-from s3prl_metaperser.upstream.extraction import batch_seconds_on, extract, lengths_of
+from s3prl_metaperser.upstream.extraction import extract, lengths_of
 from s3prl_metaperser.upstream.features import SHARD_CLIPS, FeatureTable, cached_features
 from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledUpstream, evaluating
 
@@ -43,6 +43,7 @@ CLIPS_A_THREAD, MANY_CLIPS, RATE, SECONDS = 32, 535, 22_050, 2.0
 """So many that the fifth of a second that forking and a new cache take once is small."""
 SLOW_ROUNDS = 3
 """At most, of what takes ten seconds and more."""
+BARE_SECONDS = 8.0
 UTTERANCES, STATISTICS = 100_000, (13, 768)
 BATCH = 288
 """Clips of a meta-training step of 9 tasks of 32."""
@@ -98,7 +99,7 @@ def _identity(name: str) -> UpstreamIdentity:
 
 def _bare(pooled: PooledUpstream, paths: Sequence[Path]) -> Callable[[], None]:
     wavs = [read_audio(path) for path in paths]
-    plan = list(pooled.batches([len(wav) for wav in wavs], batch_seconds_on(CPU)))
+    plan = list(pooled.batches([len(wav) for wav in wavs], BARE_SECONDS))
 
     @torch.no_grad()
     def run() -> None:
@@ -117,8 +118,6 @@ def _throughput(pooled: PooledUpstream, paths: Sequence[Path], options: Options)
 
     def extraction() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        # Whether padding changes features is compared once an extraction, and remembered.
-        vars(pooled).pop("padding_is_harmless", None)
         with redirect_stderr(StringIO()):
             cached_features(FeatureCache(folder, _identity("cold")), FileHashes(folder, folder), pooled, audio, CPU)
 
