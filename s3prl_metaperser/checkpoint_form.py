@@ -178,13 +178,14 @@ def about_fault(contract: object, provenance: object, others: Mapping[str, Any])
 
 def _seen_fault(part: Mapping[str, Any], place: str) -> str | None:
     """Say what is wrong with what one training says that it has seen, or None."""
-    for name, kind in (("annotators", str), ("kept_sessions", int), ("sketch", int)):
-        value = part.get(name, [] if name == "sketch" else None)
+    for name, kind in (("annotators", str), ("kept_sessions", int), ("recordings", int)):
+        value = part.get(name, [] if name == "recordings" else None)
         if not _is_list(value, kind):
             return f"says provenance{place}.{name} is {value!r:.80}; expected a list of {kind.__name__}"
-    corpus = part.get("corpus")
-    if not isinstance(corpus, str):
-        return f"says provenance{place}.corpus is {corpus!r:.80}; expected text"
+    for name in ("corpus", "labels"):
+        value = part.get(name, "" if name == "labels" else None)
+        if not isinstance(value, str):
+            return f"says provenance{place}.{name} is {value!r:.80}; expected text"
     return None
 
 

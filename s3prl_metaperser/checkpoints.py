@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,8 +42,9 @@ UPSTREAM_FIELDS = ("upstream_dim",)
 """Parts of the contract that are known once s3prl has made the upstream."""
 MOST_SHOWN = 12
 BEFORE = "before"
-SKETCH = 256
-"""Hashes in a corpus's sketch."""
+SAMPLE = 256
+"""Recordings of a training that its checkpoint names. Where every fiftieth is met again, one of them is, as good as
+surely (99.4%)."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,16 @@ def corpus_identity(corpus: Corpus) -> str:
     return f"{corpus.name} {digest}"
 
 
-def corpus_sketch(corpus: Corpus) -> list[int]:
-    """Give the least of the hashes of a corpus's utterances' names, by which two corpora know what they share.
+def _hashes(utterances: Iterable[object]) -> set[int]:
+    return {int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:7], "big") for name in utterances}
 
-    Of two corpora whose union's every fiftieth utterance is in both, the sketches have one in common as good as surely
-    (Broder, "On the resemblance and containment of documents", 1997).
-    """
-    names = (str(name).encode() for name in corpus.annotations["utterance"].unique())
-    return sorted(int.from_bytes(hashlib.sha256(name).digest()[:7], "big") for name in names)[:SKETCH]
+
+def _labels_digest(tasks: Iterable[Task]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update("\n".join((task.annotator, *task.examples.utterances, "")).encode())
+        digest.update(task.examples.targets.tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -143,23 +146,34 @@ class Provenance:
 
     Attributes:
         corpus: name and fingerprint of the corpus.
-        sketch: of the corpus, see :func:`corpus_sketch`.
+        recordings: a sample of those that it may have heard, which are all outside ``kept_sessions``: the
+            :data:`SAMPLE` least of the hashes of their utterances' names (Broder, "On the resemblance and containment
+            of documents", 1997).
         annotators: those it was trained and chosen on.
         kept_sessions: sessions whose recordings it never saw.
+        labels: hash of what those annotators said.
         before: the same of the trainings whose weights it started from, where they saw something else.
     """
 
     corpus: str
-    sketch: list[int]
+    recordings: list[int]
     annotators: list[str]
     kept_sessions: list[int]
+    labels: str
     before: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, corpus: Corpus, split: Split) -> Provenance:
         """Describe what training on a split sees."""
-        annotators = sorted({task.annotator for task in (*split.train, *split.dev)})
-        return cls(corpus_identity(corpus), corpus_sketch(corpus), annotators, sorted(split.kept_sessions))
+        heard = corpus.annotations["utterance"][~corpus.annotations["session"].isin(list(split.kept_sessions))]
+        tasks = (*split.train, *split.dev)
+        return cls(
+            corpus=corpus_identity(corpus),
+            recordings=sorted(_hashes(heard.unique()))[:SAMPLE],
+            annotators=sorted({task.annotator for task in tasks}),
+            kept_sessions=sorted(split.kept_sessions),
+            labels=_labels_digest(tasks),
+        )
 
     def started_from(self, found: Mapping[str, Any]) -> Provenance:
         """Add what a checkpoint has seen whose weights a training starts from.
@@ -175,39 +189,67 @@ class Provenance:
                 known.append(seen)
         return replace(self, before=known[1:])
 
-    def check(self, found: Mapping[str, Any], test: Sequence[Task], source: str) -> None:
+    def check(self, found: Mapping[str, Any], corpus: Corpus, test: Sequence[Task], source: str) -> None:
         """Refuse a checkpoint that has seen what this run (``self``) is judged on.
 
         Args:
             found: the checkpoint's provenance as a mapping.
+            corpus: this run's.
             test: this run's test annotators.
             source: names the checkpoint in the error.
 
         Raises:
-            MetaPerSERError: naming the test annotator or session it has seen.
+            MetaPerSERError: naming the test annotator, recording or session it has seen.
         """
+        there = _hashes(corpus.annotations["utterance"].unique())
+        judged = {name for task in test for name in task.examples.utterances} if self.kept_sessions else set()
         for part in seen_parts(found):
-            if not _shares_recordings(part, self.corpus, self.sketch):
+            heard = set(part.get("recordings", []))
+            has_recordings = not heard.isdisjoint(there)
+            if not (has_recordings or _is_of_that_name(part, self.corpus)):
                 continue
-            is_same = part.get("corpus") == self.corpus
-            where = (
-                ""
-                if is_same
-                else f" in the corpus {part['corpus']!r:.80}, which has the name or recordings of this one"
-            )
+            is_same = part["corpus"] == self.corpus
+            where, cure = "", ""
+            if not is_same:
+                shared = "recordings" if has_recordings else "name"
+                where = f" in the corpus {part['corpus']!r:.80}, which has the {shared} of this one"
+            if not (is_same or has_recordings):
+                cure = "; or, where this is another corpus, prepare it under another --name"
             known = sorted({task.annotator for task in test} & set(part["annotators"]))
             if known:
+                other = f", or, where this is another {known[0]}, give annotators other names"
                 raise MetaPerSERError(
                     f"{source} was trained or chosen on labels of {known[0]}{where}, whom this run tests on; "
-                    "use a checkpoint of the same fold"
-                    + ("" if is_same else f", or, where this is another {known[0]}, give annotators other names")
+                    f"use a checkpoint of the same fold{'' if is_same else cure or other}"
                 )
+            what = next((f"the recording {name!r:.80}" for name in sorted(judged) if _hashes([name]) <= heard), None)
             seen = sorted(set(self.kept_sessions) - set(part["kept_sessions"]))
-            if seen:
-                raise MetaPerSERError(
-                    f"{source} was trained on recordings of session {seen[0]}{where}, which this run keeps for the "
-                    "test; use a checkpoint of scenario unseen and the same data.test_sessions"
-                )
+            # Where it is another corpus with recordings of this one, sessions may have other numbers.
+            if seen and (is_same or not has_recordings):
+                what = f"recordings of session {seen[0]}"
+            if what is None:
+                continue
+            raise MetaPerSERError(
+                f"{source} was trained on {what}{where}, which this run keeps for the test; use a "
+                f"checkpoint of scenario unseen and the same data.test_sessions{cure}"
+            )
+
+    def check_goes_on(self, found: Mapping[str, Any], source: str) -> None:
+        """Refuse to go on with a training on other labels than it was begun on.
+
+        Args:
+            found: the checkpoint's provenance as a mapping.
+            source: names the checkpoint in the error.
+
+        Raises:
+            MetaPerSERError: where the labels of this run's training and dev annotators are others.
+        """
+        if found.get("labels", self.labels) != self.labels:
+            raise MetaPerSERError(
+                f"{source} was trained on other labels than those of the corpus {self.corpus!r:.80} now; go on with "
+                "the corpus as it was, or train anew in another folder, for which downstream_expert.init_from takes "
+                "the weights"
+            )
 
 
 def seen_parts(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -227,15 +269,19 @@ def annotators_seen(found: Mapping[str, Any], corpus: Corpus) -> frozenset[str]:
         found: the checkpoint's provenance as a mapping.
         corpus: any.
     """
-    identity, sketch = corpus_identity(corpus), corpus_sketch(corpus)
-    parts = (part for part in seen_parts(found) if _shares_recordings(part, identity, sketch))
-    return frozenset(name for part in parts for name in part["annotators"])
+    identity, there = corpus_identity(corpus), _hashes(corpus.annotations["utterance"].unique())
+    seen = (
+        part["annotators"]
+        for part in seen_parts(found)
+        if _is_of_that_name(part, identity) or not there.isdisjoint(part.get("recordings", []))
+    )
+    return frozenset(name for annotators in seen for name in annotators)
 
 
-def _shares_recordings(part: Mapping[str, Any], corpus: str, sketch: Sequence[int]) -> bool:
-    """Tell by a corpus's name, which stays when it is prepared anew, or by utterances, which stay under any name."""
-    is_of_that_name = part["corpus"].rsplit(" ", 1)[0] == corpus.rsplit(" ", 1)[0]
-    return is_of_that_name or not set(sketch).isdisjoint(part.get("sketch", []))
+def _is_of_that_name(part: Mapping[str, Any], corpus: str) -> bool:
+    """Tell whether a corpus has the name, which stays when it is prepared anew, of that which a training has seen."""
+    found: str = part["corpus"]
+    return found.rsplit(" ", 1)[0] == corpus.rsplit(" ", 1)[0]
 
 
 def _shown(value: object) -> str:

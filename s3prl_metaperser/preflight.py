@@ -81,7 +81,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         saved_config = checkpoint["Config"]
         config = copy.deepcopy(saved_config)
         saved = {key: value for key, value in vars(checkpoint["Args"]).items() if key not in KEPT_ON_RESUME}
-        args = argparse.Namespace(**{**vars(args), **saved, "init_ckpt": str(checkpoint_path)})
+        found = {"init_ckpt": str(checkpoint_path), "past_exp": args.past_exp or str(checkpoint_path.parent)}
+        args = argparse.Namespace(**{**vars(args), **saved, **found})
     else:
         if args.expname is None and args.expdir is None:
             raise MetaPerSERError("no folder for the experiment: give it a name with -n, or a folder with -p")

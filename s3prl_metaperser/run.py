@@ -181,7 +181,9 @@ class Run(Network):
         }
 
     def _check_provenance(self, found: Mapping[str, Any], source: str) -> None:
-        self.provenance.check(found, self.split.test, source)
+        self.provenance.check(found, self.corpus, self.split.test, source)
+        if self.arguments["mode"] == "train" and self.arguments.get("past_exp"):
+            self.provenance.check_goes_on(found, source)
         self.provenance = self.provenance.started_from(found)
 
     # Features

@@ -222,17 +222,17 @@ def of_third_recordings(annotations):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "is_heard"),
+    ("name", "change", "cure"),
     [
-        ("small", without_a_clip, True),
-        ("small", of_other_recordings, True),
-        ("another", without_a_clip, True),
-        ("another", of_other_recordings, False),
+        ("small", without_a_clip, "where this is another E2, give annotators other names"),
+        ("small", of_other_recordings, "where this is another corpus, prepare it under another --name"),
+        ("another", without_a_clip, "where this is another E2, give annotators other names"),
+        ("another", of_other_recordings, None),
     ],
 )
 @pytest.mark.parametrize("links", [1, 2], ids=["of SSL-E", "of what SSL-E began"])
 def test_what_a_checkpoint_has_heard_it_knows_in_a_corpus_prepared_anew(
-    capfd, tmp_path, small_corpus, name, change, is_heard, links
+    capfd, tmp_path, small_corpus, name, change, cure, links
 ):
     """By the corpus's name or recordings; also where another training has gone on from it, on another corpus."""
     ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero"))
@@ -242,10 +242,41 @@ def test_what_a_checkpoint_has_heard_it_knows_in_a_corpus_prepared_anew(
         meta = DownstreamExpert(**arguments(elsewhere, tmp_path, system="entire_zero", init_from=path, fold=3))
         path = saved(meta, tmp_path / "meta.ckpt")
     given = arguments(prepared_anew(small_corpus, tmp_path / "anew", name, change), tmp_path, init_from=path, fold=2)
-    if is_heard:
-        refused(capfd, lambda: DownstreamExpert(**given), "labels of E2 in the corpus 'small ", "another E2")
-    else:
+    if cure is None:
         DownstreamExpert(**given)
+    else:
+        refused(capfd, lambda: DownstreamExpert(**given), "labels of E2 in the corpus 'small ", cure)
+
+
+def with_other_session_numbers(annotations):
+    return annotations.assign(session=annotations["session"].map({1: 5, 2: 1, 3: 2, 4: 3, 5: 4}))
+
+
+def with_those_and_without_a_clip(annotations):
+    return with_other_session_numbers(without_a_clip(annotations))
+
+
+@pytest.mark.parametrize("change", [with_other_session_numbers, with_those_and_without_a_clip])
+def test_recordings_that_are_kept_for_the_test_are_known_by_name_whatever_their_sessions_number(
+    capfd, tmp_path, small_corpus, change
+):
+    ssl = DownstreamExpert(**arguments(small_corpus, tmp_path, system="entire_zero", scenario="unseen"))
+    assert ssl.run.provenance.kept_sessions == [5]
+    path = saved(ssl, tmp_path / "ssl.ckpt")
+    anew = prepared_anew(small_corpus, tmp_path / "anew", "small", change)
+    given = arguments(anew, tmp_path, scenario="unseen", init_from=path, episodes={"queries": 4})
+    refused(capfd, lambda: DownstreamExpert(**given), "trained on the recording 'Ses01_", "keeps for the test")
+
+
+def test_a_training_goes_on_with_the_labels_that_it_was_begun_on(capfd, tmp_path, small_corpus):
+    begun = DownstreamExpert(**arguments(small_corpus, tmp_path, init_from=None))
+    anew = prepared_anew(small_corpus, tmp_path / "anew", "small", lambda a: a.assign(emotions="sad"))
+    given = arguments(anew, tmp_path, init_from=None)
+    DownstreamExpert(**given | {"mode": "evaluate", "init_ckpt": "x"}).load_state_dict(begun.state_dict())
+    going_on = DownstreamExpert(**given | {"init_ckpt": "x", "past_exp": "x"})
+    refused(capfd, lambda: going_on.load_state_dict(begun.state_dict()), "other labels than those of the corpus")
+    unchanged = arguments(small_corpus, tmp_path, init_from=None) | {"init_ckpt": "x", "past_exp": "x"}
+    DownstreamExpert(**unchanged).load_state_dict(begun.state_dict())
 
 
 def test_checkpoint_of_the_same_upstream_with_other_weights(capfd, tmp_path, small_corpus):
