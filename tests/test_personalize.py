@@ -242,6 +242,28 @@ def test_files_of_any_kind_and_waveforms_are_heard_alike(shop, corpus, tmp_path)
     assert all(0 < change < 1 for change in mine.moved().values())
 
 
+@pytest.mark.parametrize("run", ["frozen", "entire"])
+def test_a_file_that_is_called_like_an_array_is_another_recording(shop, corpus, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    model = metaperser.load(shop.root / f"{run}/dev-best.ckpt", "cpu")
+    files = sorted((corpus / "audio").glob("Ses01_0*.wav"))[:3]
+    one, two = (read_audio(file) for file in files[1:])
+    shutil.copy(files[0], "waveform 1")
+    labels = ["sad", "angry", "happy"]
+    mine, same = (model.adapt(given, labels, steps=2) for given in (["waveform 1", one, two], files))
+    for name, tensor in mine.adaptation.params.items():
+        torch.testing.assert_close(tensor, same.adaptation.params[name], atol=1e-5, rtol=1e-5)
+    given, meant = ["waveform 1", one, Path("waveform 1"), two], [files[0], files[1], files[0], files[2]]
+    for either in (model, same):
+        expected = either.probabilities(meant)
+        assert np.ptp(expected[[0, 1, 3]], axis=0).max() > 10 * TOLERANCE
+        for several in (2, 4):
+            assert np.abs(either.probabilities(given[:several]) - expected[:several]).max() < TOLERANCE
+    assert [heard.audio for heard in model.predict(given)] == ["waveform 1", "waveform 1", "waveform 1", "waveform 3"]
+    with pytest.raises(MetaPerSERError, match=r"^waveform 1: holds samples of up to"):
+        model.predict(["waveform 1", one * 1e9])
+
+
 def test_in_scope_entire_waveforms_adapt_the_upstream_too(shop, corpus):
     model = metaperser.load(shop.root / "entire/dev-best.ckpt", "cpu")
     files = sorted((corpus / "audio").glob("Ses02_0*.wav"))[:4]

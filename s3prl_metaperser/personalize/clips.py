@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -106,22 +106,30 @@ def clip_features(
         progress: whether to show how far the upstream is.
 
     Returns:
-        The features, and the name of each recording by which they are asked for.
+        The features, and the key of each recording by which they are asked for.
     """
     if not recordings:
         raise MetaPerSERError("no recordings are given; expected at least one")
-    names = tuple(name_of(one, place) for place, one in enumerate(recordings))
+    keys = tuple(_key_of(one, place) for place, one in enumerate(recordings))
     files = {str(one): Path(one).absolute() for one in recordings if isinstance(one, (str, Path))}
-    if len(files) == len(set(names)):
-        return network.of_upstream.of_recordings(files, common_folder(files.values()), progress), names
-    wavs = {name: waveform(one, name) for name, one in zip(names, recordings, strict=True)}
+    if files.keys() == set(keys):
+        return network.of_upstream.of_recordings(files, common_folder(files.values()), progress), keys
+    names = {key: name_of(one, place) for place, (key, one) in enumerate(zip(keys, recordings, strict=True))}
+    wavs = {key: waveform(one, names[key]) for key, one in zip(keys, recordings, strict=True)}
     if network.is_entire:
-        return network.of_upstream.of_waveforms(wavs), names
-    statistics, deviations = _through_the_upstream(network.of_upstream.pooled, wavs, progress)
+        return network.of_upstream.of_waveforms(wavs), keys
+    statistics, deviations = _through_the_upstream(
+        network.of_upstream.pooled, list(names.values()), list(wavs.values()), progress
+    )
     table = FeatureTable(list(wavs), statistics, deviations, network.of_upstream.pooled.device)
     if network.settings.model.standardize:
         table.transform(network.learner.standardization)
-    return table, names
+    return table, keys
+
+
+def _key_of(recording: Recording, place: int) -> str:
+    """Tell recordings apart: a file may be called ``waveform 1``, but none can have NUL in its path."""
+    return str(recording) if isinstance(recording, (str, Path)) else f"\0{place}"
 
 
 def common_folder(files: Iterable[Path]) -> Path:
@@ -129,9 +137,10 @@ def common_folder(files: Iterable[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _through_the_upstream(pooled: PooledUpstream, named: Mapping[str, Tensor], progress: bool) -> tuple[Tensor, Tensor]:
+def _through_the_upstream(
+    pooled: PooledUpstream, names: Sequence[str], wavs: Sequence[Tensor], progress: bool
+) -> tuple[Tensor, Tensor]:
     """Pool waveforms: (n, S, dim) statistics and (n,) deviations of frames."""
-    names, wavs = list(named), list(named.values())
     clips: dict[int, PooledClip] = {}
     batches = list(pooled.batches([len(wav) for wav in wavs], batch_seconds_on(pooled.device)))
     for batch in tqdm(batches, desc="features", unit="batch", disable=not progress, dynamic_ncols=True):
