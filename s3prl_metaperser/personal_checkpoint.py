@@ -144,12 +144,7 @@ def completed(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     about = extra_state(checkpoint[DOWNSTREAM], f"checkpoint {path}").get(PARENT)
     if about is None:
         return checkpoint
-    parent = read_checkpoint(_parent_file(about["places"], path))
-    if checkpoint_fingerprint(parent) != about["fingerprint"]:
-        raise MetaPerSERError(
-            f"checkpoint {path} is the difference from {_parent_file(about['places'], path)}, which has other weights "
-            "by now; put the checkpoint that was adapted back there, or adapt again (--standalone needs no parent)"
-        )
+    parent = _parent(about["places"], about["fingerprint"], path)
     whole = {**parent[DOWNSTREAM], **checkpoint[DOWNSTREAM]}
     own = {name: value for name, value in whole.items() if not name.startswith(RATES_PREFIX)}
     filled = {**checkpoint, DOWNSTREAM: own}
@@ -158,12 +153,29 @@ def completed(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return filled
 
 
-def _parent_file(places: list[str], path: Path) -> Path:
-    """Look for the parent where it was, seen from the checkpoint's folder, and beside the checkpoint."""
-    candidates = [path.resolve().parent / place for place in places]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+def _parent(places: list[str], expected: str, path: Path) -> dict[str, Any]:
+    """Look for the parent where it was, seen from the checkpoint's folder, and beside the checkpoint.
+
+    What another training has put in one of these places is passed over where the parent is in the other.
+    """
+    candidates = list(dict.fromkeys(path.resolve().parent / place for place in places))
+    faults = []
+    for candidate in filter(Path.is_file, candidates):
+        try:
+            parent = read_checkpoint(candidate)
+        except MetaPerSERError as error:
+            faults.append(error)
+            continue
+        if checkpoint_fingerprint(parent) == expected:
+            return parent
+        faults.append(
+            MetaPerSERError(
+                f"checkpoint {path} is the difference from {candidate}, which has other weights by now; put the "
+                "checkpoint that was adapted back there, or adapt again (--standalone needs no parent)"
+            )
+        )
+    if faults:
+        raise faults[0]
     raise MetaPerSERError(
         f"checkpoint {path} is the difference from its parent {candidates[0]}, which is not there; put a copy of it "
         f"beside {path} as {candidates[-1].name}, or make the checkpoint again with --standalone"

@@ -323,8 +323,14 @@ def test_without_its_parent_a_small_checkpoint_says_what_to_do(shop, corpus, lab
     np.testing.assert_array_equal(metaperser.load(moved / "me/me.ckpt", "cpu").probabilities([clip]), heard)
     shutil.move(moved / "run/dev-best.ckpt", moved / "me/dev-best.ckpt")
     np.testing.assert_array_equal(metaperser.load(moved / "me/me.ckpt", "cpu").probabilities([clip]), heard)
+    for other in (shop.root / "ssl/dev-best.ckpt", labels_csv):
+        shutil.copy(other, moved / "run/dev-best.ckpt")
+        np.testing.assert_array_equal(metaperser.load(moved / "me/me.ckpt", "cpu").probabilities([clip]), heard)
     shutil.copy(shop.root / "ssl/dev-best.ckpt", moved / "me/dev-best.ckpt")
-    with pytest.raises(MetaPerSERError, match="has other weights by now"):
+    with pytest.raises(MetaPerSERError, match=r"run/dev-best\.ckpt is not a readable torch file"):
+        metaperser.load(moved / "me/me.ckpt", "cpu")
+    (moved / "run/dev-best.ckpt").unlink()
+    with pytest.raises(MetaPerSERError, match=r"me/dev-best\.ckpt, which has other weights by now"):
         metaperser.load(moved / "me/me.ckpt", "cpu")
     (moved / "me/dev-best.ckpt").unlink()
     with pytest.raises(MetaPerSERError, match=r"put a copy of it beside .*me\.ckpt as dev-best\.ckpt"):
