@@ -176,6 +176,27 @@ class TestSession:
         with pytest.raises(MetaPerSERError, match="leads outside"):
             session.recording(1)
 
+    def test_a_labelled_recording_that_is_gone_is_put_back_or_its_line_removed(self, session, files, audio_root):
+        session.label(1, ["sad"])
+        session.label(2, ["angry"])
+        gone = audio_root / CLIPS[1]
+        kept = gone.read_bytes()
+        gone.unlink()
+        cure = r"; put it back there, or remove this line \(the file, if there is no other label in it\)"
+        with pytest.raises(MetaPerSERError, match=rf"MY\.labels\.csv:3: there is no recording {gone}{cure}"):
+            again(session)
+        gone.write_bytes(kept)
+        assert answers(again(session)) == [("sad",), ("angry",), None, None]
+        gone.unlink()
+        files.labels.write_text("".join(files.labels.read_text().splitlines(keepends=True)[:2]))
+        found = again(session)
+        assert answers(found) == [("sad",), None, None, None]
+        found.skip(2)
+        found.label(3, ["happy"])
+        assert answers(again(session)) == [("sad",), (), ("happy",), None]
+        files.labels.unlink()
+        assert answers(again(session)) == [None, (), None, None]
+
     def test_a_session_of_another_checkpoint_or_folder_is_refused(self, session, files, origin, tmp_path):
         for other, said in (
             (Origin("another", origin.audio_root), "of another checkpoint"),

@@ -84,7 +84,8 @@ class Session:
             The session as it was left, or None where none was begun.
 
         Raises:
-            MetaPerSERError: it belongs to another checkpoint or folder, or one of its files is not what we wrote.
+            MetaPerSERError: it belongs to another checkpoint or folder, a labelled recording is gone, or one of its
+                files is not what we wrote.
         """
         if not files.state.exists():
             return None
@@ -102,7 +103,8 @@ class Session:
             )
         labels: dict[str, tuple[str, ...]] = {}
         if files.labels.exists():
-            read = read_labels(files.labels, Path(origin.audio_root), tuple(emotions))
+            cure = "put it back there, or remove this line (the file, if there is no other label in it)"
+            read = read_labels(files.labels, Path(origin.audio_root), tuple(emotions), cure)
             labels = dict(zip(read.audio, read.emotions, strict=True))
         return cls(files, origin, emotions, state["clips"], frozenset(state["skipped"]), labels)
 

@@ -54,13 +54,19 @@ class Labels:
         return (*self.paths, *(self.root / audio for audio in (*self.left_out, *self.unlabelled)))
 
 
-def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[str] | None = None) -> Labels:
+def read_labels(
+    path: Path,
+    audio_root: Path | None = None,
+    classes: Sequence[str] | None = None,
+    cure: str = "name the folder that the column audio is relative to with --audio-root",
+) -> Labels:
     """Read a listener's labels.
 
     Args:
         path: the csv; emotions in any spelling, several joined by ``;``.
         audio_root: what ``audio`` is relative to, and may not leave; by default the csv's own folder.
         classes: the emotions that the model knows; by default all nine.
+        cure: what to do where a recording is not there, said in the error.
 
     Returns:
         The labels, without clips of which nothing, or nothing but "other", was said.
@@ -101,10 +107,7 @@ def read_labels(path: Path, audio_root: Path | None = None, classes: Sequence[st
                     f"{where(row)}: {root / recording} cannot be read (Permission denied); get the right to read the "
                     "folders that it is in"
                 )
-            raise MetaPerSERError(
-                f"{where(row)}: there is no recording {root / recording}; name the folder that the column audio is "
-                "relative to with --audio-root"
-            )
+            raise MetaPerSERError(f"{where(row)}: there is no recording {root / recording}; {cure}")
         if not ticked:
             unlabelled.append(same)
             continue
