@@ -333,6 +333,14 @@ class TestCommand:
         assert more[:3] == first
         assert len(set(more)) == 5
 
+    def test_clips_can_be_added_where_one_that_was_asked_is_gone(self, calibrate, workshop, tmp_path):
+        recordings = shutil.copytree(workshop.root / "recordings", tmp_path / "recordings")
+        first = calibrate("--audio-root", recordings, "--n", 3)
+        (recordings / first[1]).unlink()
+        more = calibrate("--audio-root", recordings, "--n", 5)
+        assert more[:3] == first
+        assert len(set(more)) == 5
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [

@@ -147,7 +147,7 @@ def _suggest(
         training_corpus(generic, corpus),
         [root / name for name in others],
         min(number, len(others)),
-        labelled=[root / name for name in session.clips],
+        labelled=[root / name for name in recordings if name in session.clips],  # some may be gone by now
         progress=True,
     )
     session.ask([others[index] for index in chosen])
