@@ -29,6 +29,7 @@ START = f"{EXPERT}.init_from=whole.ckpt"
 
 FILES = {
     "mine.csv": "audio,emotions\ncorpus/audio/Ses01_00.wav,sad\n",
+    "heard.csv": "audio,emotions\naudio/Ses02_00.wav,\naudio/gone.wav,\n",
     "table.csv": "audio,annotator,emotions\ncorpus/audio/Ses01_00.wav,me,sad\n",
     "unclosed.csv": 'audio,annotator,emotions\n"corpus/audio/Ses01_00.wav,me,sad\n' + "x" * 5000,
     "huge.csv": f"audio,annotator,emotions\n{'x' * 5000},me,sad\n",
@@ -171,7 +172,11 @@ METAPERSER = [
     ("labels --corpus corpus --annotator '' --out new.csv", "--annotator : not in corpus"),
     ("labels --corpus corpus --annotator E1 --only gone.csv --out new.csv", "gone.csv: no such file"),
     ("labels --corpus corpus --annotator E1 --only other.csv --out new.csv", "other.csv:1: missing column 'audio'"),
-    ("labels --corpus corpus --annotator E1 --only mine.csv --out new.csv", "E1 labelled none of its clips"),
+    (
+        "labels --corpus corpus --annotator E1 --only mine.csv --out new.csv",
+        r"none of its clips is a recording of corpus, such as \['corpus/audio/.* suggest --audio-root /.*/corpus$",
+    ),
+    ("labels --corpus corpus --annotator E9 --only heard.csv --out new.csv", "E9 labelled none of its clips"),
     ("labels --corpus corpus --annotator E1 --out empty", "empty: is a folder"),
     (f"adapt {MODEL} --labels mine.csv --out new.ckpt --folds 1", "'1' is no number of groups"),
     (f"adapt {MODEL} --labels mine.csv --out new.ckpt --steps 2.5", "'2.5' is no whole number above 0"),

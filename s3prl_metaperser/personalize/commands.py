@@ -239,6 +239,11 @@ def run_labels(args: argparse.Namespace) -> int:
     if args.only is not None:
         wanted = [posixpath.normpath(audio) for audio in read_csv(args.only, ("audio",), others=True)["audio"]]
         missing = [audio for audio in wanted if audio not in labels]
+        if wanted and set(wanted).isdisjoint(map(posixpath.normpath, frame["audio"].unique())):
+            raise MetaPerSERError(
+                f"{args.only}: none of its clips is a recording of {args.corpus}, such as {wanted[:1]}; its paths must "
+                f"be relative to that corpus's root: metaperser suggest --audio-root {shlex.quote(str(corpus.root))}"
+            )
         if len(missing) == len(wanted):
             raise MetaPerSERError(f"{args.only}: {args.annotator} labelled none of its clips, such as {wanted[:1]}")
         if missing:
