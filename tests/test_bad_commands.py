@@ -201,6 +201,10 @@ METAPERSER = [
     ("portrait --corpus broken --out new.html", "broken/corpus.json: not the JSON of a corpus"),
     ("portrait --corpus corpus --out mine.csv", "mine.csv"),
     ("portrait --corpus '' --out new.html", "--corpus: is given as empty text"),
+    *(
+        (f"portrait --corpus corpus --out new.html {option}", f"{option}: .*give --checkpoint, or leave --[a-z]+ out")
+        for option in ("--shots 3", "--draws 7", "--clips 9", "--lr -1.0", "--device nonsense")
+    ),
     (f"calibrate {MODEL} --audio-root '' --out new.ckpt", "--audio-root: is given as empty text"),
     ("prepare table '' --out new", "SOURCE: is given as empty text"),
     (TABLE1.replace("--corpus corpus", "--corpus ''"), "--corpus: is given as empty text"),

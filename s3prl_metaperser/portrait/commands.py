@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from s3prl_metaperser.corpus.manifest import Corpus
     from s3prl_metaperser.portrait.movement import Comparison
 
+OF_MODELS = {"shots": 32, "draws": 5, "clips": 256, "lr": None, "device": "cpu"}
+"""The options that are for personal models alone, and their defaults."""
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``portrait`` to a command line.
@@ -48,26 +51,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--shots",
         type=_positive,
-        default=32,
         metavar="K",
-        help="labels that each personal model is adapted on (default: %(default)s)",
+        help=f"labels that each personal model is adapted on (default: {OF_MODELS['shots']})",
     )
     add(
         "--draws",
         type=_positive,
-        default=5,
         metavar="N",
-        help="models an annotator, each from another draw of K labels (default: %(default)s)",
+        help=f"models an annotator, each from another draw of K labels (default: {OF_MODELS['draws']})",
     )
     add(
         "--clips",
         type=_positive,
-        default=256,
         metavar="N",
-        help="clips of the corpus that models are compared on, the same for all (default: %(default)s)",
+        help=f"clips of the corpus that models are compared on, the same for all (default: {OF_MODELS['clips']})",
     )
     add("--lr", type=float, metavar="LR", help="rate to adapt at, for a checkpoint of SSL-E, which has learned none")
-    add("--device", default="cpu", help="where torch computes: cpu, cuda, cuda:1 (default: %(default)s)")
+    add("--device", help=f"where torch computes: cpu, cuda, cuda:1 (default: {OF_MODELS['device']})")
     parser.set_defaults(run=run_portrait)
 
 
@@ -89,12 +89,26 @@ def run_portrait(args: argparse.Namespace) -> int:
 
     if args.seed < 0:
         raise MetaPerSERError(f"--seed {args.seed}; expected 0 or more")
+    _settle_models(args)
     refuse_existing(args.out, args.overwrite)
     corpus = load_corpus(args.corpus)
     comparison = None if args.checkpoint is None else _comparison(args, corpus)
     written = write_portrait(compose(corpus, args.most, args.seed, comparison), args.out, args.overwrite)
     print(f"written: {args.out}, and {len(written) - 1} files in {written[1].parent}", file=sys.stderr)
     return 0
+
+
+def _settle_models(args: argparse.Namespace) -> None:
+    """Give the options for personal models their defaults, and refuse them where no model is given."""
+    for name, default in OF_MODELS.items():
+        given = getattr(args, name)
+        if given is None:
+            setattr(args, name, default)
+        elif args.checkpoint is None:
+            raise MetaPerSERError(
+                f"--{name} {given}: is for personal models, which are made from a checkpoint; give --checkpoint, or "
+                f"leave --{name} out"
+            )
 
 
 def _comparison(args: argparse.Namespace, corpus: Corpus) -> Comparison:
