@@ -78,14 +78,14 @@ def load_model(args: argparse.Namespace) -> Recogniser:
 
 
 def training_corpus(model: Recogniser, folder: Path | None) -> Corpus:
-    """Load the corpus whose annotators the checkpoint learned from.
+    """Load the corpus whose annotators the checkpoint learned from; only ``suggest`` looks whether it is that one.
 
     Args:
         model: knows where training found it.
         folder: where it is now, if that is elsewhere.
 
     Raises:
-        MetaPerSERError: when it is not there.
+        MetaPerSERError: when no corpus is there.
     """
     from s3prl_metaperser.corpus.manifest import load_corpus
     from s3prl_metaperser.errors import MetaPerSERError

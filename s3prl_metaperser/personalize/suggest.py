@@ -52,7 +52,8 @@ def suggest(
 
     Args:
         model: a trained checkpoint's, not one listener's.
-        corpus: that it was trained on.
+        corpus: that it was trained on, as far as its emotions and its training annotators' names tell; labels are
+            taken as they are now.
         audio: recordings to choose from.
         number: how many to choose.
         labelled: recordings that are labelled already, of ``audio`` or others: they are not suggested, and what they
@@ -64,8 +65,8 @@ def suggest(
         ``number``.
 
     Raises:
-        MetaPerSERError: for a listener's model, a corpus that the model was not trained on, a recording that cannot be
-            read.
+        MetaPerSERError: for a listener's model, a corpus that has other emotions, or a training annotator whom the
+            model was not trained or chosen on, a recording that cannot be read.
     """
     if model.is_personal:
         raise MetaPerSERError(f"{model.checkpoint} is one listener's model; suggest with the one it was adapted from")
@@ -143,7 +144,7 @@ def _after_label(views: np.ndarray, clip: int) -> np.ndarray:
 
 
 def _training_annotators(model: Recogniser, corpus: Corpus) -> list[Task]:
-    """Give the labels that the model was trained on, at most so many of so many annotators."""
+    """Give the corpus's labels that training takes, as they are now, at most so many of so many annotators."""
     settings = model.settings
     tasks = make_split(corpus, settings.scenario, settings.fold, settings.data).train
     unknown = {task.annotator for task in tasks} - set(model.known_annotators)
