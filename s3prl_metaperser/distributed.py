@@ -1,7 +1,7 @@
 """Training with several processes (DDP), as s3prl launches it: who does what, and who waits for whom.
 
-s3prl averages the gradients of all processes, and evaluates, logs and saves on rank 0 alone. Gradients are all that is
-exchanged here, so that no process waits for one that is doing something else.
+s3prl averages the gradients of all processes, and evaluates, logs and saves on rank 0 alone. Gradients are all that
+is exchanged here, and before them how many batches have none: no process waits for one that is doing something else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import (
     ProcessGroup,
-    barrier,
+    all_reduce,
     get_rank,
     get_world_size,
     is_initialized,
@@ -68,13 +68,15 @@ class Appointment:
     def __init__(self) -> None:
         self._group: ProcessGroup | None = None
 
-    def keep(self) -> None:
-        """Wait until every process has come here as often as this one; alone, go on at once."""
+    def total(self, count: int) -> int:
+        """Wait until every process has come here as often as this one, and add up their counts; alone, give the own."""
         if not is_initialized():
-            return
+            return count
         if self._group is None:
             self._group = new_group(backend="gloo", timeout=LONGEST_WAIT)
-        barrier(group=self._group)
+        counts = torch.tensor(count)
+        all_reduce(counts, group=self._group)
+        return int(counts)
 
 
 def keep_buffers_apart(expert: nn.Module) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.checkpoints import DOWNSTREAM, FEATURIZER, UPSTREAM, weights_fit
 from s3prl_metaperser.datasets import Batch
-from s3prl_metaperser.distributed import Appointment, keep_buffers_apart, nothing_of, own_share
+from s3prl_metaperser.distributed import keep_buffers_apart, nothing_of, own_share
 from s3prl_metaperser.errors import MetaPerSERError, exits_on_bad_input
 from s3prl_metaperser.inference import Inference
 from s3prl_metaperser.metrics import decide
@@ -66,7 +66,6 @@ class DownstreamExpert(nn.Module):
         self.register_buffer("best_score", torch.tensor(-1.0))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.is_bound = False
-        self._before_gradients = Appointment()
         keep_buffers_apart(self)
         self._initial = self.network.initial_checkpoint()
         if self._initial is not None:
@@ -148,7 +147,6 @@ class DownstreamExpert(nn.Module):
             if is_initialized():
                 loss = loss + nothing_of(features)
             self.batches_seen += 1
-            self._before_gradients.keep()
             return loss
         self.run.evaluate(split, batch, records)
         return self.best_score.new_zeros(())

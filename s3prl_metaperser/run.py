@@ -35,7 +35,7 @@ from s3prl_metaperser.datasets import (
     TrainingEpisodes,
     loader,
 )
-from s3prl_metaperser.distributed import own_share
+from s3prl_metaperser.distributed import Appointment, own_share
 from s3prl_metaperser.divergence import Divergence, find_divergence
 from s3prl_metaperser.dropout import seed_dropout
 from s3prl_metaperser.episodes import (
@@ -96,6 +96,7 @@ class Run(Network):
         self._tuning: Tuning | None = None
         self._dev_improved_at: int | None = None
         self._passed_over = 0
+        self._before_gradients = Appointment()
         for role in ("dev", "test"):
             self.episodes(role)
         self._learn_expressed()
@@ -223,7 +224,10 @@ class Run(Network):
         return int(self.arguments["runner"]["total_steps"]) * self._accumulated
 
     def training_loss(self, batch: Batch, batches_seen: int, records: dict[str, list[Any]]) -> Tensor:
-        """Compute the loss of a minibatch of SSL-E or Multi-Few, or of a meta-batch of episodes."""
+        """Compute the loss of a minibatch of SSL-E or Multi-Few, or of a meta-batch of episodes.
+
+        Every process waits here for the last of them.
+        """
         # The next evaluation is of other weights, for which another rate may be best.
         self._is_tuned = False
         device = self.learner.class_weights.device
@@ -256,15 +260,16 @@ class Run(Network):
     def _finite_or_nothing(self, loss: Tensor, value: float, batches_seen: int) -> Tensor:
         """Give a loss that spoils no other's gradient: a batch that is passed over adds nothing to its outer step.
 
-        Where no batch of a step is left, its gradient is NaN: s3prl then takes none. With several processes none of
-        them knows of the others', and nothing is added to theirs.
+        Where no batch of a step is left, of any process, its gradient is NaN: s3prl then takes none.
         """
         if batches_seen % self._accumulated == 0:
             self._passed_over = 0
-        if np.isfinite(value):
+        is_sound = bool(np.isfinite(value))
+        # Called for every batch, whatever becomes of it: each process waits for all the others' counts.
+        self._passed_over += self._before_gradients.total(int(not is_sound))
+        if is_sound:
             return loss
-        self._passed_over += 1
-        is_left = own_share().world > 1 or self._passed_over < self._accumulated
+        is_left = self._passed_over < self._accumulated * own_share().world
         learned = [parameter for parameter in self.learner.parameters() if parameter.requires_grad]
         return torch.stack([((0.0 if is_left else np.nan) * parameter).sum() for parameter in learned]).sum()
 

@@ -201,6 +201,37 @@ def test_one_rank_fills_the_feature_cache_for_both(meta_linear, small_corpus):
     assert sorted(real, key=len) == [[], lengths]
 
 
+# From the second outer step on, the losses of all of a rank's episodes overflow, where it is one of those named.
+DIVERGE = """
+from s3prl_metaperser.run import Run
+training_loss = Run.training_loss
+def diverging(self, batch, batches_seen, records):
+    if batches_seen >= 2 and str(rank) in os.environ["DIVERGING_RANKS"]:
+        self.learner.class_weights.fill_(3e38)
+    return training_loss(self, batch, batches_seen, records)
+Run.training_loss = diverging
+"""
+
+
+@pytest.mark.parametrize(("diverging", "taken"), [("01", 1), ("1", 2)])
+def test_a_step_is_taken_unless_nothing_is_left_of_it_in_any_process(
+    tmp_path, small_corpus, monkeypatch, diverging, taken
+):
+    """Zeros in place of no gradient would let Adam's momentum move the weights."""
+    monkeypatch.setenv("DIVERGING_RANKS", diverging)
+    shop = Ranks(tmp_path, small_corpus, ["-u", "fbank_no_cmvn"])
+    shop.script.write_text(SCRIPT.replace("try:\n    main()", f"{DIVERGE}\ntry:\n    main()"))
+    runner = RUNNER | {"eval_step": 9, "gradient_accumulate_steps": 2}
+    few = {"meta": {"inner_steps": 2, "tasks_per_batch": 2}, "adaptation": {"steps": [1, 2]}}
+    done = shop.train("two", shop.config("meta_perser_paper", runner, init_from=None, **few), program=shop.on_two())
+    assert "training goes on without" in done.stderr
+    assert [len(shop.recorded("two", rank)["steps"]) for rank in (0, 1)] == [taken, taken]
+    before, after = (downstream_state(tmp_path / f"two/states-{step}.ckpt") for step in (1, 2))
+    learned = [name for name in before if name.startswith(("learner.model.", "learner.rates."))]
+    assert len(learned) > 4
+    assert all(torch.equal(before[name], after[name]) for name in learned) == (taken == 1)
+
+
 def test_two_ranks_without_a_gpu_each_are_refused_in_one_line(tmp_path):
     """Rank 0 says it, and none of them is killed before it has ended with code 2."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
