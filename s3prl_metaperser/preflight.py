@@ -98,7 +98,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     by_hand = [name.removeprefix("args.") for name, _ in given]
     if checkpoint_path is not None:
         flags = {name: getattr(parsed.namespace, name) for name in parsed.times}
-        check_unheard(parsed.actions, flags, saved, by_hand, checkpoint_path)
+        is_found_by_a = parsed.namespace.auto_resume and checkpoint_path.parent == experiment_folder(parsed.namespace)
+        check_unheard(parsed.actions, flags, saved, by_hand, checkpoint_path, is_found_by_a)
         beside = config
         if "config" in flags:
             beside = load_config(config_path(parsed.namespace))

@@ -87,6 +87,41 @@ def test_a_config_that_would_not_be_heard_is_refused_by_its_key(place, edited, a
         preflight.check(["gone.yaml" if word == "mine.yaml" else word for word in command])
 
 
+def test_a_folder_that_only_a_has_found_cannot_be_left_out(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / "moved").mkdir(exist_ok=True)
+    (place / "moved/states-1.ckpt").write_bytes((place / "run/states-1.ckpt").read_bytes())
+    command = ["-m", "train", "-a", "-p", "moved", "-d", "metaperser", "--device", "cpu"]
+    said = r"-p moved beside .* and s3prl keeps to that; give -o \"args\.expdir='moved'\"$"
+    with pytest.raises(MetaPerSERError, match=said):
+        preflight.check(command)
+    with pytest.raises(MetaPerSERError, match=r"; leave -u out, or give -o"):
+        preflight.check([*command, "-u", "fbank", "-o", "args.expdir='moved'"])
+    preflight.check([*command, "-o", "args.expdir='moved'"])
+
+
+@pytest.mark.parametrize("folder", ["run", "run/", "./run", "run/../run", "linked", "{place}/run"])
+@pytest.mark.parametrize("again", ["-m train -a", "-m evaluate -e {place}/run"])
+def test_a_folder_may_be_spelled_otherwise(place, monkeypatch, folder, again):
+    monkeypatch.chdir(place)
+    if not Path("linked").is_symlink():
+        Path("linked").symlink_to("run")
+    command = [*again.format(place=place).split(), *f"-p {folder.format(place=place)} -d metaperser".split()]
+    assert preflight.check([*command, "--device", "cpu"]) == [*command, "--device", "cpu"]
+
+
+def test_so_may_a_file(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = torch.load(place / "run/states-1.ckpt")
+    checkpoint["Args"].upstream_model_config = str(tmp_path / "model.yaml")
+    torch.save(checkpoint, "with-g.ckpt")
+    command = ["-m", "evaluate", "-e", "with-g.ckpt", "--device", "cpu", "-g", "model.yaml"]
+    with pytest.raises(MetaPerSERError, match=r"-g model\.yaml beside a checkpoint to go on from"):
+        preflight.check(command)
+    Path("model.yaml").touch()
+    assert preflight.check(command) == command
+
+
 @pytest.mark.parametrize("flags", ["", "-u fbank_no_cmvn -d metaperser", "--seed 7 -o args.seed=7"])
 def test_what_the_checkpoint_says_too_may_be_said_again(place, flags):
     assert check(place, flags)[:4] == ["-m", "evaluate", "-e", str(place / "run")]
