@@ -79,7 +79,11 @@ def refuse_used(folder: Path | str, resumed_from: Path | str | None = None, auto
         MetaPerSERError: when another training has left a checkpoint in it.
     """
     place = Path(folder)
-    if resumed_from is not None and Path(resumed_from).resolve().parent == place.resolve():
+    # A state may be a link to where there is more room, and is then the link's folder's all the same.
+    if resumed_from is not None and place.resolve() in (
+        Path(resumed_from).parent.resolve(),
+        Path(resumed_from).resolve().parent,
+    ):
         return
     found = states(place, "-p")
     if resumed_from is not None or not auto_resume:

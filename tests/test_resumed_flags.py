@@ -229,6 +229,21 @@ def test_a_training_that_goes_on_replaces_no_other(place, other, flags, by):
         preflight.check(command, sets_run_up=False)
 
 
+@pytest.mark.parametrize("again", ["-e run", "-e run/states-1.ckpt", "-a -p run", "-e linked.ckpt"])
+def test_a_state_may_be_a_link(place, tmp_path, monkeypatch, again):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    checkpoint = torch.load(place / "run/states-1.ckpt")
+    checkpoint["Args"].expdir = "run"
+    torch.save(checkpoint, "elsewhere.ckpt" if "linked" not in again else "run/states-1.ckpt")
+    if "linked" in again:
+        Path("linked.ckpt").symlink_to("run/states-1.ckpt")
+    else:
+        Path("run/states-1.ckpt").symlink_to("../elsewhere.ckpt")
+    command = ["-m", "train", *again.split(), "-d", "metaperser", "--device", "cpu"]
+    assert preflight.check(command) == command
+
+
 def test_a_training_that_was_stopped_before_its_first_state_begins_anew_by_a(other):
     (other / "states-9.ckpt").unlink()
     command = f"-m train -p {other} {NEW}".split()
