@@ -123,7 +123,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     folder = experiment_folder(args)
     check_experiment_folder(folder)
     if args.downstream == "metaperser" and args.mode == "train":
-        resuming.refuse_used(folder, checkpoint_path, args.auto_resume)
+        resuming.refuse_used(folder, checkpoint_path, {**config, **vars(args)} if args.auto_resume else None)
     if args.downstream == "metaperser":
         loaded = None if args.init_ckpt is None else read_checkpoint(Path(args.init_ckpt))
         if sets_run_up:

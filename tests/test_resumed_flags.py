@@ -244,12 +244,35 @@ def test_a_state_may_be_a_link(place, tmp_path, monkeypatch, again):
     assert preflight.check(command) == command
 
 
-def test_a_training_that_was_stopped_before_its_first_state_begins_anew_by_a(other):
+def test_a_training_that_was_stopped_before_its_first_state_begins_anew_by_a(other, edited):
     (other / "states-9.ckpt").unlink()
-    command = f"-m train -p {other} {NEW}".split()
+    edited()
+    command = f"-m train -p {other} {NEW} -c mine.yaml".replace(" -c ssl_e", "").split()
     with pytest.raises(MetaPerSERError, match=r"holds an earlier training \(dev-best\.ckpt\); go on with it by -a"):
         preflight.check(command, sets_run_up=False)
     preflight.check([*command, "-a"], sets_run_up=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--seed 7", "seed is 1337 there and is 7 here"),
+        ("-i {run}/states-1.ckpt", "init_ckpt is None there and is '.*states-1.ckpt' here"),
+        ("-o config.downstream_expert.fold=2", r"downstream_expert\.fold is 1 there and is 2 here"),
+        ("-o config.optimizer.lr=1e-9", r"optimizer\.lr is 0\.001 there and is 1e-09 here"),
+    ],
+)
+def test_another_command_replaces_by_a_nothing_that_has_no_state_left(place, other, edited, flags, said):
+    (other / "states-9.ckpt").unlink()
+    edited()
+    command = f"-m train -a -p {other} {NEW} -c mine.yaml".replace(" -c ssl_e", "").split()
+    command += flags.replace("{run}", str(place / "run")).split()
+    said = rf"holds an earlier training \(dev-best\.ckpt\) of another command: {said}; .* give another folder"
+    with pytest.raises(MetaPerSERError, match=said):
+        preflight.check(command, sets_run_up=False)
+    whole = (other / "dev-best.ckpt").read_bytes()
+    (other / "dev-best.ckpt").write_bytes(whole[:-500])  # s3prl's own runner writes in place
+    preflight.check(command, sets_run_up=False)
 
 
 @pytest.mark.parametrize(
@@ -268,4 +291,15 @@ def test_the_stock_runner_replaces_no_other_either(place, other, small_corpus, g
     arguments = runner_stand_in.arguments(small_corpus, place) | state
     run = Run(arguments["downstream_expert"], 1, Path(arguments["expdir"]), arguments)
     with pytest.raises(MetaPerSERError, match="holds an earlier training") if refused else contextlib.nullcontext():
+        run.hold_folder()
+
+
+@pytest.mark.parametrize(("given", "refused"), [({}, False), ({"seed": 7}, True)])
+def test_nor_by_a(place, other, small_corpus, given, refused):
+    (other / "states-9.ckpt").unlink()
+    arguments = runner_stand_in.arguments(small_corpus, place) | vars(torch.load(other / "dev-best.ckpt")["Args"])
+    arguments |= {"auto_resume": True, "expdir": str(other)} | given
+    section, _, _ = (arguments.pop(name) for name in ("downstream_expert", "upstream_dim", "upstream_rate"))
+    run = Run(section, 1, other, arguments)
+    with pytest.raises(MetaPerSERError, match="seed is 1337 there") if refused else contextlib.nullcontext():
         run.hold_folder()
