@@ -173,7 +173,14 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
         test=_tasks(frame, targets, test_rows),
         listeners=_tasks(frame, targets, dev_rows | (kept & of_test)),
         kept_sessions=kept_sessions,
-        left_out=left_out | _without_rows(annotators, kept, train_rows | dev_rows | test_rows),
+        left_out=left_out
+        | _unused(
+            annotators,
+            of_train | dev_rows | test_rows,
+            (kept & of_test, "no labels in the test sessions"),
+            (train_rows, f"fewer than 2 labels{' outside the test sessions' if kept_sessions else ''}"),
+            (kept, "no labels outside the test sessions"),
+        ),
     )
     if scenario == "unseen" and len(np.unique(session)) == 1:
         raise MetaPerSERError(
@@ -184,7 +191,7 @@ def make_split(corpus: Corpus, scenario: Scenario, fold: int, data: DataSettings
         if not tasks:
             raise MetaPerSERError(
                 f"corpus {corpus.name!r}, scenario {scenario}, fold {fold}: no annotator is left to {role} on; "
-                f"left out: {_listing(left_out)}; lower data.min_annotations or change data.test_sessions"
+                f"left out: {_listing(split.left_out)}; lower data.min_annotations or change data.test_sessions"
             )
     _assert_no_leak(frame, split, set(test_names), set(dev_names))
     return split
@@ -272,9 +279,12 @@ def _aggregate(frame: pd.DataFrame, targets: np.ndarray, rows: np.ndarray) -> Ex
     return Examples(tuple(utterances.categories[codes].tolist()), means.astype(np.float32))
 
 
-def _without_rows(annotators: pd.Categorical, kept: np.ndarray, used: np.ndarray) -> dict[str, str]:
-    idle = set(annotators[kept].unique()) - set(annotators[used].unique())
-    return dict.fromkeys(sorted(idle), "no labels outside the test sessions")
+def _unused(annotators: pd.Categorical, used: np.ndarray, *reasons: tuple[np.ndarray, str]) -> dict[str, str]:
+    """Give the annotators of whom no row is used, each with the first reason that holds for rows of theirs."""
+    found: dict[str, str] = {}
+    for rows, reason in reversed(reasons):
+        found |= dict.fromkeys(annotators[rows].unique(), reason)
+    return {str(name): found[name] for name in sorted(set(found) - set(annotators[used].unique()))}
 
 
 def _listing(left_out: dict[str, str], most: int = 5) -> str:

@@ -142,9 +142,34 @@ def test_a_split_is_the_rows_dealt_one_by_one(ratings, scenario, fold, filtered)
     assert split.aggregated.utterances == tuple(sorted(said))
     means = [np.mean(said[utterance], axis=0) for utterance in sorted(said)]
     np.testing.assert_allclose(split.aggregated.targets, means, rtol=1e-6)
-    present = {row[4] for row in rows}
-    taking_part = {*train, dev, test} - {who for who, own in train.items() if not own}
-    assert split.left_out.keys() == present - taking_part
+    assert split.left_out.keys() == {row[4] for row in rows} - {*expected["train"], dev, test}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "sessions", "left_out"),
+    [
+        (
+            "unseen",
+            {"a": [2], "b": [1], "c": [1, 1], "d": [1], "e": [2], "f": [1, 2], "g": [2], "h": [1], "i": [2, 2]},
+            {
+                "d": "no labels in the test sessions",
+                "e": "no labels outside the test sessions",
+                "f": "fewer than 2 labels outside the test sessions",
+                "i": "no labels outside the test sessions",
+            },
+        ),
+        ("seen", {"a": [2], "b": [1], "c": [1, 2], "d": [1], "e": [2], "f": [1]}, {"f": "fewer than 2 labels"}),
+    ],
+)
+def test_why_an_annotator_takes_no_part_is_said(scenario, sessions, left_out):
+    """Of three groups the first is tested (in ``unseen`` in session 2), the second chooses, and the third trains."""
+    rows = [
+        (f"{who}{number}", "a.wav", session, "s", who, "external", "sad")
+        for who, own in sessions.items()
+        for number, session in enumerate(own)
+    ]
+    corpus = build_corpus("any", Path("/"), pd.DataFrame(rows, columns=list(COLUMNS)))
+    assert make_split(corpus, scenario, 1, DataSettings(min_annotations=1, fold_count=3)).left_out == left_out
 
 
 def test_labels_kept_for_the_reference_are_checked_too(corpus):
