@@ -288,7 +288,20 @@ def test_which_table_is_replaced_is_said_with_the_command_that_brings_it_back(ou
         ({"settings": ["downstream_expert.meta.inner_stpes=5"]}, "unknown; did you mean 'inner_steps'"),
         ({"settings": ["runner.total_stps=5"]}, "the runner knows no 'total_stps'; did you mean 'total_steps'"),
         ({"settings": ["sle_e:runner.total_steps=5"]}, "no config 'sle_e'; did you mean"),
-        ({"settings": ["total_steps=5"]}, "known: runner, optimizer"),
+        (
+            {"settings": ["total_steps=5"]},
+            "no config has 'total_steps'; known: runner, optimizer, scheduler, downst",
+        ),
+        ({"settings": ["optimzer.lr=3"]}, "no config has 'optimzer'; did you mean 'optimizer'?"),
+        (
+            {"settings": ["optimizer=3"]},
+            "--set optimizer=3: expected a key below 'optimizer', such as optimizer.KEY",
+        ),
+        ({"settings": ["optimizer.=3"]}, "expected a key below 'optimizer'"),
+        (
+            {"settings": ["specaug.max_n_masks=2"]},
+            "--set specaug.max_n_masks=2: it masks frames, but features",
+        ),
         ({"settings": ["downstream_expert.fold=2"]}, "downstream_expert.fold is for --folds to say; leave it out"),
         ({"settings": ["downstream_expert.corpus=elsewhere"]}, "is for --corpus to say"),
         ({"settings": ["ssl_e_paper:downstream_expert.scenario=unseen"]}, "is for --scenario to say"),

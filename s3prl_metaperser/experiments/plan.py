@@ -193,8 +193,15 @@ class Setup:
                     f"--set {one}: no config {one.config!r}; {suggest(one.config, configs.available())}"
                 )
             root, *names = one.key.split(".")
-            if root not in CONFIG_ROOTS or not all(names) or not names:
-                raise MetaPerSERError(f"--set {one}: {suggest(root, CONFIG_ROOTS)}, each with a key below it")
+            if root == "specaug":
+                raise MetaPerSERError(
+                    f"--set {one}: it masks frames, but features are pooled once and cached without it; leave it out"
+                )
+            if root not in CONFIG_ROOTS:
+                known = [name for name in CONFIG_ROOTS if name != "specaug"]
+                raise MetaPerSERError(f"--set {one}: no config has {root!r}; {suggest(root, known)}")
+            if not all(names) or not names:
+                raise MetaPerSERError(f"--set {one}: expected a key below {root!r}, such as {root}.KEY=VALUE")
             known = [*self._installed(SSL_E, scenario)["runner"], *OPTIONAL_RUNNER_KEYS]
             if root == "runner" and names[0] not in known:
                 raise MetaPerSERError(f"--set {one}: the runner knows no {names[0]!r}; {suggest(names[0], known)}")
