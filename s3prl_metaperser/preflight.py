@@ -124,6 +124,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
     check_experiment_folder(folder)
     if args.downstream == "metaperser" and args.mode == "train":
         resuming.refuse_used(folder, checkpoint_path, {**config, **vars(args)} if args.auto_resume else None)
+    if args.downstream == "metaperser" and args.mode == "evaluate" and args.evaluate_split not in ("dev", "test"):
+        raise MetaPerSERError(f"-t {args.evaluate_split}: evaluation is of dev or test")
     if args.downstream == "metaperser":
         loaded = None if args.init_ckpt is None else read_checkpoint(Path(args.init_ckpt))
         if sets_run_up:

@@ -277,6 +277,8 @@ RUN_DOWNSTREAM = [
     (f"-m evaluate -e whole.ckpt --device cpu -o {EXPERT}.model.naming=True", "naming False, this run has True"),
     (f"{RUN} --local_rank 0", "--local_rank 0: only for processes that torchrun has started, which sets RANK"),
     ("-m inference -e whole.ckpt --device cpu -t empty", "-t empty: no such file"),
+    ("-m evaluate -e whole.ckpt --device cpu -t tset", "-t tset: evaluation is of dev or test"),
+    ("-m evaluate -e whole.ckpt --device cpu -t train", "-t train: evaluation is of dev or test"),
     (f"{RUN} -m inference -t note.wav", "give -e CHECKPOINT"),
 ]
 
