@@ -144,13 +144,17 @@ def ways_on(arguments: Sequence[str]) -> list[str]:
         arguments: as :func:`check` has found nothing wrong with.
 
     Returns:
-        One sentence, or none: where nothing is trained, no state is left, or the command would not look for it there.
+        One sentence, or none: where nothing is trained, no state is left, or the command would not find it there.
     """
     args = parse(arguments).namespace
-    is_elsewhere = "args.expdir" in (args.override or "")
-    if args.mode != "train" or is_elsewhere or not state_files.states(args.past_exp or experiment_folder(args)):
+    if args.mode != "train" or "args.expdir" in (args.override or ""):
         return []
-    return ["the same command and -a go on from the last checkpoint"]
+    try:
+        found = state_files.states(args.past_exp or experiment_folder(args))
+    except MetaPerSERError:
+        # What has come into the way since is said by the command that it is in the way of.
+        return []
+    return ["the same command and -a go on from the last checkpoint"] if found else []
 
 
 def _import_hub() -> ModuleType:

@@ -206,6 +206,25 @@ def test_ctrl_c_says_how_to_go_on_with_a_training_that_has_left_a_state(place, m
     assert capfd.readouterr().err == f"\nrun_downstream: interrupted{way_on}\n"
 
 
+@pytest.mark.parametrize("odd", ["states-best.ckpt", None])
+def test_ctrl_c_is_no_bad_input_whatever_is_in_the_folder_by_then(tmp_path, monkeypatch, capfd, odd):
+    (tmp_path / "run").mkdir()
+    if odd is None:
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+    else:
+        (tmp_path / "run" / odd).touch()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["run_downstream", *f"-m train -p {tmp_path / 'run'} {NEW}".split()])
+    monkeypatch.setattr(preflight, "check", lambda given, _: given)
+    monkeypatch.setattr("s3prl.run_downstream.main", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        run_downstream.main()
+    assert capfd.readouterr().err == "\nrun_downstream: interrupted\n"
+
+
 @pytest.fixture
 def other(place, tmp_path):
     """A folder with another training in it."""
