@@ -36,6 +36,7 @@ from s3prl_metaperser.preflight_folder import check_experiment_folder, experimen
 from s3prl_metaperser.preflight_processes import check_as_many_processes, check_processes
 from s3prl_metaperser.preflight_resumed import check_config_unheard, check_optimization_kept, check_unheard
 from s3prl_metaperser.preflight_upstream import check_upstream
+from s3prl_metaperser.settings import SECTION, check_tested_once, read_settings
 
 KEPT_ON_RESUME = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")
 """The arguments that s3prl does not replace by the checkpoint's when it resumes from one."""
@@ -81,7 +82,7 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         saved_config = checkpoint["Config"]
         config = copy.deepcopy(saved_config)
         saved = {key: value for key, value in vars(checkpoint["Args"]).items() if key not in KEPT_ON_RESUME}
-        found = {"init_ckpt": str(checkpoint_path), "past_exp": args.past_exp or str(checkpoint_path.parent)}
+        found = {"past_exp": str(checkpoint_path), "init_ckpt": str(checkpoint_path)}
         args = argparse.Namespace(**{**vars(args), **saved, **found})
     else:
         if args.expname is None and args.expdir is None:
@@ -130,6 +131,8 @@ def check(arguments: Sequence[str], sets_run_up: bool = True) -> list[str]:
         loaded = None if args.init_ckpt is None else read_checkpoint(Path(args.init_ckpt))
         if sets_run_up:
             _check_run(args, config, loaded)
+        if "downstream_variant" in by_hand:
+            check_tested_once(read_settings(config.get(SECTION), args.downstream_variant), args.downstream_variant)
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise MetaPerSERError(f"-t {args.evaluate_split}: no such file; -m inference needs an audio file there")
     if args.mode == "train":

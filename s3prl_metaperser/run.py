@@ -55,7 +55,7 @@ from s3prl_metaperser.objective import class_balanced_weights
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
 from s3prl_metaperser.resuming import refuse_used
-from s3prl_metaperser.settings import SECTION, read_settings
+from s3prl_metaperser.settings import SECTION, check_tested_once, read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
 from s3prl_metaperser.training import differentiated, episodes_loss, minibatch_loss
 from s3prl_metaperser.tuning import Tuning
@@ -80,6 +80,8 @@ class Run(Network):
         self, section: Mapping[str, Any] | None, upstream_dim: int, folder: Path, arguments: Mapping[str, Any]
     ) -> None:
         settings = read_settings(section, arguments.get("downstream_variant"))
+        if not arguments.get("past_exp"):
+            check_tested_once(settings, arguments.get("downstream_variant"))
         self._section = section
         self.seed = int(arguments["seed"])
         self.corpus = load_corpus(Path(settings.corpus))

@@ -48,7 +48,7 @@ def check_arguments(arguments: Mapping[str, Any], settings: Settings, training: 
             f"config key 'runner.fp16' is {runner['fp16']!r:.40}; meta-gradients need float32, set it to false "
             "(after -o, to False)"
         )
-    if runner.get("train_dataloader", "train") != "train":
+    if arguments["mode"] == "train" and runner.get("train_dataloader", "train") != "train":
         raise MetaPerSERError(
             f"config key 'runner.train_dataloader' is {runner['train_dataloader']!r:.40}; expected train, since "
             "nothing is learned from dev or test; leave it out"

@@ -246,8 +246,7 @@ def read_settings(section: Any, variant: str | None = None) -> Settings:
 
     Args:
         section: the mapping as YAML gave it.
-        variant: s3prl's ``-v``; ``fold1``, ``fold2``, … choose the fold over the config's own,
-            which must then name no test annotator.
+        variant: s3prl's ``-v``; ``fold1``, ``fold2``, … choose the fold over the config's own.
 
     Returns:
         The settings.
@@ -265,15 +264,27 @@ def read_settings(section: Any, variant: str | None = None) -> Settings:
         settings = TypeAdapter(Settings).validate_python(with_recipe({**section, **chosen}))
     except ValidationError as error:
         raise MetaPerSERError(_first_problem(error)) from None
+    _check_naming(settings)
+    _check_scope(settings)
+    _check_backend(settings)
+    return settings
+
+
+def check_tested_once(settings: Settings, variant: str | None) -> None:
+    """Refuse a command that says twice who is tested; an older checkpoint may hold both, and the annotator counts.
+
+    Args:
+        settings: of the command.
+        variant: its ``-v``.
+
+    Raises:
+        MetaPerSERError: naming both.
+    """
     if variant is not None and settings.data.test_annotator is not None:
         raise MetaPerSERError(
             f"-v {variant} and config key '{SECTION}.data.test_annotator' ({settings.data.test_annotator!r}) both say "
             "who is tested; leave one of them out"
         )
-    _check_naming(settings)
-    _check_scope(settings)
-    _check_backend(settings)
-    return settings
 
 
 def resolved_backend(settings: Settings) -> Backend:

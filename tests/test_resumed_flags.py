@@ -11,7 +11,7 @@ import torch
 import yaml
 from crafted import whole_checkpoint
 
-from s3prl_metaperser import preflight, run_downstream
+from s3prl_metaperser import metaperser_api, preflight, run_downstream
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.run import Run
 from s3prl_metaperser.state_files import states
@@ -162,6 +162,41 @@ def test_training_does_not_go_on_as_if_by_another_optimizer(place, edited, flags
         preflight.check(["-m", "train", *command])
     if flags[1] == "o":
         preflight.check(["-m", "evaluate", *command])
+
+
+@pytest.mark.parametrize("again", ["-m evaluate -e old.ckpt", "-m train -e old.ckpt", "-m train -a -p old"])
+def test_an_older_checkpoint_may_say_twice_who_is_tested(place, tmp_path, monkeypatch, again):
+    """Its annotator was tested and is: only a command that says both itself, or another fold, is refused."""
+    monkeypatch.chdir(tmp_path)
+    Path("old").mkdir()
+    checkpoint = torch.load(place / "run/states-1.ckpt")
+    checkpoint["Args"].downstream_variant, checkpoint["Args"].expdir = "fold1", "old"
+    checkpoint["Config"]["downstream_expert"]["data"]["test_annotator"] = "E1"
+    torch.save(checkpoint, "old/states-1.ckpt")
+    Path("old.ckpt").symlink_to("old/states-1.ckpt")
+    command = [*again.split(), "-d", "metaperser", "--device", "cpu"]
+    assert preflight.check(command) == command
+    both = r"-v fold2 and config key 'downstream_expert\.data\.test_annotator' \('E1'\) both say who is tested"
+    with pytest.raises(MetaPerSERError, match=both):
+        preflight.check([*command, "-o", "args.downstream_variant=fold2"])
+    Path("mine.yaml").write_text(yaml.safe_dump(checkpoint["Config"]))
+    new = "-m train -p new -d metaperser -u fbank_no_cmvn --device cpu -c mine.yaml -v fold2"
+    with pytest.raises(MetaPerSERError, match=both):
+        preflight.check(new.split())
+
+
+def test_an_older_checkpoint_listens_whatever_it_was_trained_by(place, tmp_path):
+    checkpoint = torch.load(place / "run/states-1.ckpt")
+    checkpoint["Args"].downstream_variant = "fold1"
+    checkpoint["Config"]["downstream_expert"]["data"]["test_annotator"] = "E1"
+    checkpoint["Config"]["runner"]["train_dataloader"] = "dev"
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    metaperser_api.load(tmp_path / "old.ckpt", "cpu")
+    command = ["-e", str(tmp_path / "old.ckpt"), "--device", "cpu"]
+    for asked in (["evaluate"], ["inference", "-t", str(tmp_path / "old.ckpt")]):
+        assert preflight.check(["-m", *asked, *command]) == ["-m", *asked, *command]
+    with pytest.raises(MetaPerSERError, match=r"runner\.train_dataloader' is 'dev'; expected train"):
+        preflight.check(["-m", "train", *command, "-o", f"args.expdir='{tmp_path / 'new'}'"])
 
 
 @pytest.mark.parametrize(
