@@ -23,6 +23,7 @@ from s3prl_metaperser.checkpoints import (
     DOWNSTREAM,
     EXTRA_STATE,
     FEATURIZER,
+    LEARNER_PREFIX,
     LISTENER,
     PARENT,
     RATES_PREFIX,
@@ -44,6 +45,13 @@ def checkpoint_fingerprint(checkpoint: Mapping[str, Any]) -> str:
     """Hash all that a checkpoint's model is: downstream, featurizer and, where it is in it, upstream."""
     parts = {part: checkpoint.get(part) or {} for part in PARTS}
     return fingerprint({f"{part}.{name}": tensor for part, own in parts.items() for name, tensor in own.items()})
+
+
+def model_fingerprint(checkpoint: Mapping[str, Any]) -> str:
+    """Hash what :func:`checkpoint_fingerprint` does, but for how far training was and its best score on dev."""
+    downstream = checkpoint[DOWNSTREAM]
+    learned = {name: tensor for name, tensor in downstream.items() if name.startswith(LEARNER_PREFIX)}
+    return checkpoint_fingerprint({**checkpoint, DOWNSTREAM: learned})
 
 
 def is_personal(checkpoint: Mapping[str, Any]) -> bool:

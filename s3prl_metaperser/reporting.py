@@ -1,10 +1,12 @@
 """What a run leaves for people: ``results.csv``, ``predictions.csv``, ``tuning.csv``, ``failures.csv``, and a line.
 
+``checkpoints.csv`` says which weights the results are of, so that those of one checkpoint take no other's place.
 Their checksums are beside them, in ``checksums.sha256``: a file that was edited or damaged is named, and not added to.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,17 +19,22 @@ from s3prl_metaperser.atomic import UnwritableError, hold, locked, remove_leftov
 from s3prl_metaperser.checksums import LIST, CheckedFolder
 from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
+from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.metrics import METRICS, Scores, decide
 from s3prl_metaperser.results_file import (
+    CHECKPOINT_COLUMNS,
     DIVERGED_AT,
     FAILURE_COLUMNS,
     RESULT_COLUMNS,
+    SAME_RUN,
     merged,
     probability_of,
+    read_checkpoints,
     read_failures,
     read_predictions,
     read_results,
     read_tuning,
+    runs_of,
 )
 from s3prl_metaperser.settings import Settings
 from s3prl_metaperser.systems import DISPLAY_NAMES
@@ -49,6 +56,21 @@ class EvaluatedEpisode:
     probabilities: np.ndarray
     scores: Scores
     divergence: Divergence | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Whose results are written.
+
+    Attributes:
+        checkpoint: the file that holds them, or is about to.
+        fingerprint: of the weights.
+        in_training: whether they are those of the training whose folder it is, and take the place of earlier ones.
+    """
+
+    checkpoint: Path
+    fingerprint: str
+    in_training: bool = False
 
 
 class Report:
@@ -81,6 +103,7 @@ class Report:
                 _name("results", split): read_results,
                 _name("predictions", split): lambda path: read_predictions(path, self.emotions),
                 _name("failures", split): read_failures,
+                _name("checkpoints", split): read_checkpoints,
             }
         for name, read in readers.items():
             self._files.check(name)
@@ -97,7 +120,35 @@ class Report:
         hold(self.folder / ".training.lock", taken)
         remove_leftovers(self.folder, "*.ckpt")
 
-    def write(self, split: str, evaluated: Sequence[EvaluatedEpisode]) -> Path:
+    def refuse_others(self, split: str, episodes: Sequence[Episode], weights: Weights) -> None:
+        """Refuse to replace what other weights scored; rows of which nobody knows whose they are may be replaced.
+
+        Args:
+            split: ``dev`` or ``test``.
+            episodes: those whose rows are to be written.
+            weights: whose rows they will be.
+
+        Raises:
+            MetaPerSERError: naming both checkpoints.
+        """
+        self._refuse_others(split, pd.DataFrame([self._run_cells(one) for one in episodes]), weights)
+
+    def _refuse_others(self, split: str, rows: pd.DataFrame, weights: Weights) -> None:
+        results, checkpoints = (self.folder / _name(table, split) for table in ("results", "checkpoints"))
+        if weights.in_training or not (results.exists() and checkpoints.exists()):
+            return
+        replaced = {*runs_of(rows)}.intersection(runs_of(read_results(results)))
+        known = read_checkpoints(checkpoints)
+        for run, checkpoint, fingerprint in zip(runs_of(known), known["checkpoint"], known["weights"], strict=True):
+            if run in replaced and fingerprint != weights.fingerprint:
+                earlier = os.path.normpath(self.folder / checkpoint)
+                raise MetaPerSERError(
+                    f"checkpoint {weights.checkpoint}: its rows of {run[0]} would replace those of other weights (of "
+                    f"{earlier}, as it was then) in {results}; give another folder with "
+                    "-o \"args.expdir='FOLDER'\", or move the tables there away"
+                )
+
+    def write(self, split: str, evaluated: Sequence[EvaluatedEpisode], weights: Weights | None = None) -> Path:
         """Add these episodes' rows, in place of earlier rows of the same system, setting and annotator.
 
         Episodes that failed have rows like all others, and are named in failures.csv, which is there only then.
@@ -105,14 +156,19 @@ class Report:
         Args:
             split: ``test`` fills results.csv and predictions.csv; another fills files of its own.
             evaluated: the episodes.
+            weights: whose results they are; None for a system that has learned nothing.
 
         Returns:
             The path of the results file.
+
+        Raises:
+            MetaPerSERError: when another process has meanwhile written what :meth:`refuse_others` refuses to replace.
         """
         rows = pd.DataFrame(
             [self._run_cells(one.episode) | self._score_cells(one.scores) for one in evaluated], columns=RESULT_COLUMNS
         )
         tables = {
+            _name("checkpoints", split): self._checkpoint_rows(rows, weights),
             _name("results", split): rows,
             _name("predictions", split): pd.DataFrame([row for one in evaluated for row in self._prediction_rows(one)]),
             _name("failures", split): pd.DataFrame(
@@ -127,6 +183,8 @@ class Report:
         with self._locked():
             for name in tables:
                 self._files.check(name)
+            if weights is not None:
+                self._refuse_others(split, rows, weights)
             written = {name: merged(self.folder / name, table, rows) for name, table in tables.items()}
             self._files.replace({name: None if table.empty else _csv(table) for name, table in written.items()})
         return self.folder / _name("results", split)
@@ -179,6 +237,14 @@ class Report:
             "shots": len(episode.support),
             "queries": len(episode.query),
         }
+
+    def _checkpoint_rows(self, rows: pd.DataFrame, weights: Weights | None) -> pd.DataFrame:
+        if weights is None:
+            return pd.DataFrame(columns=CHECKPOINT_COLUMNS)
+        # From here, so that a folder's files are the same wherever it is.
+        place = os.path.relpath(weights.checkpoint.resolve(), self.folder.resolve())
+        whose = {"checkpoint": place, "weights": weights.fingerprint}
+        return rows[list(SAME_RUN)].drop_duplicates().assign(**whose)
 
     @staticmethod
     def _score_cells(scores: Scores) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """A run's tables, as they are read again: by a run that adds to them, by an experiment and by tests.
 
 ``results.csv`` has a row an episode, ``predictions.csv`` a row a query clip, ``failures.csv`` the episodes whose
-adaptation diverged, ``tuning.csv`` what was tried on dev.
+adaptation diverged, ``tuning.csv`` what was tried on dev, ``checkpoints.csv`` which weights results are of.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ SAME_RUN = ("system", "scenario", "upstream", "scope", "test_annotator", "shots"
 _COUNTS = (*COUNT_COLUMNS, DIVERGED_AT)
 PREDICTION_COLUMNS = [*RUN_COLUMNS, "utterance", "labels", "predicted"]
 """Followed by ``p_EMOTION`` for each emotion: its probability."""
+CHECKPOINT_COLUMNS = [*SAME_RUN, "checkpoint", "weights"]
+"""Of the rows of one evaluation: whose they are, as a path from the folder of the table, and its fingerprint."""
 TUNING_COLUMNS = ("system", "lr", "steps", "chosen")
 
 
@@ -111,6 +113,15 @@ def read_tuning(path: Path) -> pd.DataFrame:
     return read_csv(path, TUNING_COLUMNS, optional=METRICS).astype(str)
 
 
+def read_checkpoints(path: Path) -> pd.DataFrame:
+    """Read which weights results are of, as text: :data:`CHECKPOINT_COLUMNS`.
+
+    Raises:
+        MetaPerSERError: when it is no such table.
+    """
+    return read_csv(path, CHECKPOINT_COLUMNS).astype(str)
+
+
 def merged(path: Path, rows: pd.DataFrame, evaluated: pd.DataFrame) -> pd.DataFrame:
     """Give a table's rows with others added, in place of those of the same evaluations.
 
@@ -129,11 +140,12 @@ def merged(path: Path, rows: pd.DataFrame, evaluated: pd.DataFrame) -> pd.DataFr
     if not path.exists():
         return added
     earlier = read_csv(path, list(rows.columns)).astype(str)
-    again = set(_runs(evaluated))
-    return pd.concat([earlier[[run not in again for run in _runs(earlier)]], added], ignore_index=True)
+    again = set(runs_of(evaluated))
+    return pd.concat([earlier[[run not in again for run in runs_of(earlier)]], added], ignore_index=True)
 
 
-def _runs(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+def runs_of(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Give each row's cells of :data:`SAME_RUN`, as text."""
     return list(rows[list(SAME_RUN)].astype(str).itertuples(index=False, name=None))
 
 

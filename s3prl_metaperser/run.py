@@ -20,11 +20,16 @@ from tqdm import tqdm
 from s3prl_metaperser.adaptation.rates import LSLR
 from s3prl_metaperser.checkpoints import (
     CONTRACT,
+    DOWNSTREAM,
+    FEATURIZER,
+    LEARNER_PREFIX,
     LISTENER,
     PROVENANCE,
     TRAINING,
+    UPSTREAM,
     UPSTREAM_WEIGHTS,
     Provenance,
+    read_checkpoint,
 )
 from s3prl_metaperser.corpus.manifest import load_corpus
 from s3prl_metaperser.datasets import (
@@ -52,8 +57,9 @@ from s3prl_metaperser.metrics import METRICS
 from s3prl_metaperser.model import ListenerModel
 from s3prl_metaperser.network import Network
 from s3prl_metaperser.objective import class_balanced_weights
+from s3prl_metaperser.personal_checkpoint import completed, model_fingerprint
 from s3prl_metaperser.prediction import Prediction
-from s3prl_metaperser.reporting import EvaluatedEpisode, Report, summary_line
+from s3prl_metaperser.reporting import EvaluatedEpisode, Report, Weights, summary_line
 from s3prl_metaperser.resuming import refuse_used
 from s3prl_metaperser.settings import SECTION, check_tested_once, read_settings
 from s3prl_metaperser.systems import DISPLAY_NAMES, make_system
@@ -100,8 +106,12 @@ class Run(Network):
         self._dev_improved_at: int | None = None
         self._passed_over = 0
         self._before_gradients = Appointment()
+        self._evaluated = self._weights_to_evaluate()
         for role in ("dev", "test"):
-            self.episodes(role)
+            episodes = self.episodes(role)
+            if self._evaluated is not None:
+                # Of both, whichever is evaluated: what is chosen on dev is kept with the results of test.
+                self.report.refuse_others(role, episodes, self._evaluated)
         self._learn_expressed()
 
     def _learn_expressed(self) -> None:
@@ -115,6 +125,23 @@ class Run(Network):
             model.naming.teach(torch.from_numpy(expressed.naming))
             if learns:
                 self.split = replace(self.split, aggregated=expressed.examples)
+
+    def _weights_to_evaluate(self) -> Weights | None:
+        """Know the checkpoint that is evaluated; None in training, and where a system has learned nothing."""
+        given = self.arguments.get("init_ckpt")
+        if self.arguments["mode"] != "evaluate" or self.training == "nothing" or not given:
+            return None
+        path = Path(given)
+        # A runner that has loaded it itself may have it from elsewhere.
+        return Weights(path, model_fingerprint(completed(read_checkpoint(path), path))) if path.is_file() else None
+
+    def _weights_in_training(self, checkpoint: str) -> Weights:
+        pooled = self.of_upstream.pooled
+        learned = {f"{LEARNER_PREFIX}{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        parts = {DOWNSTREAM: learned, FEATURIZER: pooled.featurizer.state_dict()}
+        if self.arguments.get("upstream_trainable"):
+            parts[UPSTREAM] = pooled.upstream.state_dict()
+        return Weights(self.report.folder / checkpoint, model_fingerprint(parts), in_training=True)
 
     def hold_folder(self) -> None:
         """Keep the folder that is trained into from other processes; warn where nothing would be left to resume from.
@@ -434,7 +461,9 @@ class Run(Network):
         selects = "dev" in self.arguments["runner"].get("eval_dataloaders", [])
         line = summary_line(evaluated, DISPLAY_NAMES[self.settings.system], split)
         if not training or not selects or self._dev_improved_at == global_step:
-            path = self.report.write(split, evaluated)
+            state = "dev-best.ckpt" if selects else f"states-{global_step}.ckpt"
+            weights = self._weights_in_training(state) if training else self._evaluated
+            path = self.report.write(split, evaluated, weights)
             if self._tuning is not None:
                 self.report.write_tuning(self._tuning)
             line += f"  → {path}"

@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,9 +28,11 @@ from s3prl_metaperser import cli, configs, resuming, run_downstream, torch_files
 from s3prl_metaperser.atomic import hold, remove_leftovers, write_text
 from s3prl_metaperser.checksums import CheckedFolder
 from s3prl_metaperser.corpus.manifest import load_corpus, write_corpus
+from s3prl_metaperser.episodes import Episode, Examples
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.runs import Run, Upstream
-from s3prl_metaperser.reporting import Report
+from s3prl_metaperser.metrics import Scores
+from s3prl_metaperser.reporting import EvaluatedEpisode, Report, Weights
 from s3prl_metaperser.settings import read_settings
 from s3prl_metaperser.state_files import states
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity, default_cache
@@ -374,6 +378,41 @@ class TestResults:
         (tmp_path / name).write_text("edited\n")
         with pytest.raises(MetaPerSERError, match=rf"{name} is not what was written there"):
             Report(tmp_path, settings, "fbank_no_cmvn", ["sad", "angry"])
+
+    def test_rows_are_replaced_by_those_of_the_same_weights_alone(self, tmp_path, small_corpus):
+        """Or where nobody knows whose they are; those of a training are replaced as it moves on."""
+
+        def report(system, folder="run"):
+            settings = read_settings({"corpus": str(small_corpus), "system": system})
+            return Report(tmp_path / folder, settings, "fbank_no_cmvn", ["sad", "angry"])
+
+        def episode(shots):
+            clips = Examples(("a", "b", "c"), np.eye(2, dtype=np.float32)[[0, 1, 1]])
+            support = Examples(clips.utterances[:shots], clips.targets[:shots])
+            return EvaluatedEpisode(Episode("E1", 0, support, clips), np.full((3, 2), 0.5), Scores(1, 2, 3))
+
+        best, last = (Weights(tmp_path / "run" / name, name) for name in ("dev-best.ckpt", "states-6.ckpt"))
+        for weights in (last, best):
+            report("meta_perser").write("test", [episode(1)], replace(weights, in_training=True))
+        report("meta_perser").write("test", [episode(1)], best)
+        report("meta_perser").write("test", [episode(2)], last)
+        report("entire_few").write("test", [episode(1)], last)
+        report("random").write("test", [episode(1)])
+        before = {path.name: path.read_text() for path in (tmp_path / "run").glob("*.*s*")}
+        of_weights = [line.split(",")[0::5] for line in before["checkpoints.csv"].splitlines()[1:]]
+        assert of_weights == [["Meta-PerSER", "1"], ["Meta-PerSER", "2"], ["Entire-Few", "1"]]
+        for system, shots, weights in (("meta_perser", 1, last), ("meta_perser", 2, best), ("entire_few", 1, best)):
+            again = report(system)
+            with pytest.raises(MetaPerSERError, match=rf"{weights.checkpoint.name}.* replace those of other weights"):
+                again.refuse_others("test", [episode(shots).episode], weights)
+            with pytest.raises(MetaPerSERError, match=r"give another folder with -o \"args\.expdir"):
+                again.write("test", [episode(shots)], weights)
+        assert {path.name: path.read_text() for path in (tmp_path / "run").glob("*.*s*")} == before
+
+        for name in ("results.csv", "checkpoints.csv"):
+            shutil.copytree(tmp_path / "run", tmp_path / f"without {name}")
+            (tmp_path / f"without {name}" / name).unlink()
+            report("meta_perser", f"without {name}").write("test", [episode(1)], last)
 
     def test_killed_anywhere_while_it_replaces_each_file_is_one_of_the_two(self, tmp_path, monkeypatch):
         folder, rename = CheckedFolder(tmp_path), os.replace

@@ -1,6 +1,7 @@
 """The plugin under s3prl's stock runner, as a subprocess, exactly as a user calls it."""
 
 import re
+import shutil
 import sys
 
 import pandas as pd
@@ -86,6 +87,25 @@ def test_results_have_the_fixed_columns_and_one_row_an_episode(fbank):
 def test_evaluating_a_checkpoint_gives_the_results_it_was_chosen_with(fbank):
     fbank.evaluate(fbank.root / "meta/dev-best.ckpt", "again")
     assert (fbank.root / "again/results.csv").read_text() == (fbank.root / "meta/results.csv").read_text()
+
+
+def test_no_checkpoint_writes_over_what_another_has_scored(fbank):
+    """A state of the same training, and a training that was moved from the folder that it says is its own."""
+    place, moved = fbank.root / "meta", fbank.root / "moved.ckpt"
+    before = {path: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    shutil.copy(place / "states-4.ckpt", moved)
+    for checkpoint in (place / "states-4.ckpt", moved):
+        refused = fbank.run("-m", "evaluate", "-e", checkpoint, program=LAUNCHER, check=False)
+        assert refused.returncode == 2
+        assert refused.stderr.splitlines()[-1] == (
+            f"run_downstream: error: checkpoint {checkpoint}: its rows of Meta-PerSER would replace those of other "
+            f"weights (of {place / 'dev-best.ckpt'}, as it was then) in {place / 'results-dev.csv'}; give another "
+            "folder with -o \"args.expdir='FOLDER'\", or move the tables there away"
+        )
+        assert {path: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    shutil.copy(place / "dev-best.ckpt", moved)
+    fbank.run("-m", "evaluate", "-e", moved, program=LAUNCHER)
+    assert (place / "results.csv").read_bytes() == before[place / "results.csv"]
 
 
 def test_systems_in_one_folder_add_up(fbank):

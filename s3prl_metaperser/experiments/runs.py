@@ -44,7 +44,7 @@ OUTPUTS: dict[Mode, tuple[str, ...]] = {"train": (BEST, DEV_RESULTS), "evaluate"
 """What a run that ended well has left, and others read."""
 KEPT = (
     *(BEST, DEV_RESULTS, RESULTS, DEV_FAILURES, FAILURES),
-    *("predictions.csv", "predictions-dev.csv", "tuning.csv"),
+    *("predictions.csv", "predictions-dev.csv", "tuning.csv", "checkpoints.csv", "checkpoints-dev.csv"),
 )
 """Files of a run that have a checksum in ``done.json``, as far as they are there."""
 
