@@ -21,10 +21,11 @@ from workshop import LAUNCHER, same_weights
 
 from s3prl_metaperser import cli, configs, torch_files
 from s3prl_metaperser.checkpoints import read_checkpoint
+from s3prl_metaperser.checksums import CheckedFolder, sealed
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments import reproduce
-from s3prl_metaperser.experiments.conduct import tell_replaced
+from s3prl_metaperser.experiments.conduct import report, tell_replaced
 from s3prl_metaperser.experiments.experiment import own_names, refuse_others
 from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.grid import Grid, Node
@@ -276,6 +277,40 @@ def test_which_table_is_replaced_is_said_with_the_command_that_brings_it_back(ou
     assert cli.main(table1(small_corpus, tmp_path / "copy", "--scenario", "seen")) == 0
     assert "brings it back" in capsys.readouterr().err
     assert changes(tmp_path / "copy/runs") == before
+
+
+def test_what_the_report_can_no_longer_show_is_said_with_the_command_that_brings_it_back(
+    out, small_corpus, tmp_path, capsys
+):
+    """Rows that are gone; rows of runs that have been redone since, or are gone."""
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("*.ckpt"))
+    setup = setup_of(small_corpus, copy, "linear")
+    report(setup)
+    assert capsys.readouterr().err == ""
+    assert "no longer there" not in (copy / "report.html").read_text()
+
+    table2 = record(copy, "table2")
+    assert all(json.loads((copy / "runs" / run / "done.json").read_text()) for run in table2["made_of"])
+    ssl_e = copy / "runs/seen/fold1/ssl_e_paper/done.json"
+    ssl_e.write_text(json.dumps(sealed(json.loads(ssl_e.read_text()) | {"fingerprint": "of other recordings"})))
+    (copy / "results-figure2.csv").unlink()
+    report(setup)
+    *stale, gone = capsys.readouterr().err.splitlines()
+    command = record(copy, "figure2")["command"]
+    assert f"results-figure2.csv is gone, and report.html is without figure2; this brings them back: {command}" in gone
+    shown = (copy / "report.html").read_text()
+    assert "Figure 2" not in shown
+    for kind, line in zip(("table1", "table2"), stale, strict=True):
+        said = "made of runs that are no longer there; this brings it up to date: "
+        assert line == f"metaperser: {copy}: its {kind} is {said}{record(copy, kind)['command']}"
+        assert f"This {kind} is {said}" in shown
+
+    for kind in ("table1", "table2"):
+        old = {key: value for key, value in record(copy, kind).items() if key != "made_of"}
+        CheckedFolder(copy).replace({f"{kind}.json": json.dumps(old)})
+    report(setup)
+    assert "no longer there" not in capsys.readouterr().err, "made before fingerprints were kept"
 
 
 @pytest.mark.parametrize(

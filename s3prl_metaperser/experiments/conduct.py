@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -81,25 +82,38 @@ def tell_replaced(experiment: Experiment) -> None:
         return  # What is damaged is made anew.
     if earlier is None or {row["run"] for row in earlier.runs} == {node.name for node in experiment.nodes}:
         return
-    print(
-        f"metaperser: {out} holds a {kind} of other scenarios, folds, recipes, K or inner rates, which this one "
-        f"replaces; its runs are kept, and this brings it back: {earlier.command}",
-        file=sys.stderr,
+    _warn(
+        f"{out} holds a {kind} of other scenarios, folds, recipes, K or inner rates, which this one replaces; its runs "
+        f"are kept, and this brings it back: {earlier.command}"
     )
 
 
 def report(setup: Setup) -> Path:
-    """Write tables, figures and the report of all experiments made in a folder so far."""
+    """Write tables, figures and the report of all experiments made in a folder so far.
+
+    One whose rows are gone is left out, one whose runs have been replaced is marked, and stderr names them.
+    """
     out = setup.out
     title = f"{setup.listeners.name}, {setup.upstream.name}, K={setup.shots}, Q={setup.queries}"
-    records = {kind: record for kind in PRESENTERS if (record := Record.read(out, kind)) is not None}
+    records: dict[Kind, Record] = {}
     sections: list[Section] = []
-    for kind, record in records.items():
+    for kind, present in PRESENTERS.items():
+        if (record := Record.read(out, kind)) is None:
+            continue
         results = read_results(out, kind, record.folds)
-        if results.empty:
-            sections.append(Section(kind, "No run of this experiment has ended well."))
-        else:
-            sections += PRESENTERS[kind](out, title, record, results)
+        if results is None:
+            gone = out / f"{results_name(kind)}.csv"
+            _warn(f"{gone} is gone, and {REPORT} is without {kind}; this brings them back: {record.command}")
+            continue
+        records[kind] = record
+        own = [Section(kind, "No run of this experiment has ended well.")]
+        if not results.empty:
+            own = present(out, title, record, results)
+        if not record.is_of_the_runs_in(out):
+            stale = f"made of runs that are no longer there; this brings it up to date: {record.command}"
+            _warn(f"{out}: its {kind} is {stale}")
+            own = [replace(own[0], text=f"This {kind} is {stale}\n{own[0].text}"), *own[1:]]
+        sections += own
     chosen = [row for record in records.values() for row in record.chosen]
     runs = {row["run"]: row for record in records.values() for row in record.runs}
     return write_report(
@@ -117,6 +131,10 @@ def report(setup: Setup) -> Path:
             runs=pd.DataFrame(list(runs.values())) if runs else None,
         ),
     )
+
+
+def _warn(line: str) -> None:
+    print(f"metaperser: {line}", file=sys.stderr)
 
 
 def tell(experiment: Experiment, outcome: Outcome) -> int:

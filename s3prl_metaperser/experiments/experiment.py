@@ -18,7 +18,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.grid import Node, Outcome
 from s3prl_metaperser.experiments.plan import RUNS, Setup
 from s3prl_metaperser.experiments.report import NAME as REPORT
-from s3prl_metaperser.experiments.runs import FAILURES, RESULTS
+from s3prl_metaperser.experiments.runs import FAILURES, RESULTS, fingerprint_of
 from s3prl_metaperser.results_file import DIVERGED_AT, FAILURE_COLUMNS, RESULT_COLUMNS
 from s3prl_metaperser.settings import Scenario
 
@@ -139,6 +139,7 @@ class Record:
         chosen: rows of what dev chose.
         failures: a line each.
         runs: rows of name, seconds and state.
+        made_of: folder of a run that was done, in that of all runs → the run's fingerprint.
     """
 
     command: str
@@ -147,6 +148,7 @@ class Record:
     chosen: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    made_of: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment, outcome: Outcome) -> Record:
@@ -165,7 +167,16 @@ class Record:
             experiment.chosen(outcome),
             failures,
             runs,
+            {
+                run.folder.relative_to(experiment.setup.folder("")).as_posix(): fingerprint_of(run.folder)
+                for name, run in outcome.runs.items()
+                if outcome.is_done(name)
+            },
         )
+
+    def is_of_the_runs_in(self, out: Path) -> bool:
+        """Tell whether the runs that it was made of are still those of the folder."""
+        return all(fingerprint_of(out / RUNS / folder) == fingerprint for folder, fingerprint in self.made_of.items())
 
     def write(self, out: Path, kind: Kind) -> None:
         """Write ``KIND.json``."""
@@ -212,8 +223,8 @@ def write_results(results: pd.DataFrame, out: Path, kind: Kind) -> None:
     )
 
 
-def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFrame:
-    """Read the rows again, with their ``fold`` as a further column.
+def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFrame | None:
+    """Read the rows again, with their ``fold`` as a further column; None where their file is gone.
 
     Raises:
         MetaPerSERError: when a file is damaged, or names a test annotator of no fold.
@@ -221,6 +232,8 @@ def read_results(out: Path, kind: Kind, folds: Mapping[str, int]) -> pd.DataFram
     path, failures = out / f"{results_name(kind)}.csv", out / f"failures{_suffix(kind)}.csv"
     for one in (path, failures):
         CheckedFolder(out).check(one.name)
+    if not path.exists():
+        return None
     if path.read_bytes().strip() == ",".join(RESULT_COLUMNS).encode():
         return pd.DataFrame(columns=[*EPISODE_COLUMNS, "fold"])  # every run has failed
     results = results_file.read_episodes(path, failures)

@@ -262,11 +262,7 @@ class Run:
             OSError: it has not ended well.
             ValueError: the file is damaged.
         """
-        record = dict(json.loads((self.folder / DONE).read_text(encoding="utf-8")))
-        # One without its checksum may be one whose key is what was damaged.
-        if checksums.KEY not in record or not checksums.is_intact(record):
-            raise ValueError(f"{self.folder / DONE} is damaged")
-        return record
+        return _record(self.folder)
 
     def begin(self) -> Path | None:
         """Make the folder for the run to be started in: as :meth:`prepare` does, or as this very run has left it.
@@ -364,6 +360,22 @@ class Run:
             "files": {name: digest for name in KEPT if (digest := self._checksum(name)) is not None},
         }
         write_text(self.folder / DONE, json.dumps(checksums.sealed(record), indent=2) + "\n")
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """Give the fingerprint of the run that has ended well in a folder; None where nobody knows of one."""
+    try:
+        return str(_record(folder)["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    record = dict(json.loads((folder / DONE).read_text(encoding="utf-8")))
+    # One without its checksum may be one whose key is what was damaged.
+    if checksums.KEY not in record or not checksums.is_intact(record):
+        raise ValueError(f"{folder / DONE} is damaged")
+    return record
 
 
 def thread_limits(threads: int) -> dict[str, str]:
