@@ -27,6 +27,7 @@ from s3prl_metaperser.results_file import (
     FAILURE_COLUMNS,
     RESULT_COLUMNS,
     SAME_RUN,
+    TUNED_FOR,
     merged,
     probability_of,
     read_checkpoints,
@@ -189,15 +190,29 @@ class Report:
             self._files.replace({name: None if table.empty else _csv(table) for name, table in written.items()})
         return self.folder / _name("results", split)
 
-    def write_tuning(self, tuning: Tuning) -> None:
-        """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system.
+    def write_tuning(self, tuning: Tuning, fold: int) -> None:
+        """Write what was tried on dev into ``tuning.csv``, in place of earlier rows of the same system and setting.
 
-        Columns ``system,lr,steps``, the dev score under the name of its metric, and ``chosen``; ``lr`` is empty where
-        the rates are learned.
+        Columns :data:`TUNED_FOR`, ``lr,steps``, the dev score under the name of its metric, and ``chosen``; ``lr`` is
+        empty where the rates are learned. Earlier rows that do not say what they are for give way to any of their
+        system.
+
+        Args:
+            tuning: what was tried.
+            fold: whose dev annotators it was tried on.
         """
+        tuned_for = {
+            "system": DISPLAY_NAMES[self.settings.system],
+            "scenario": self.settings.scenario,
+            "upstream": self.upstream,
+            "scope": self.settings.scope,
+            "fold": str(fold),
+            "shots": str(self.settings.episodes.shots),
+            "queries": str(self.settings.episodes.queries),
+        }
         rows = pd.DataFrame(
-            {
-                "system": DISPLAY_NAMES[self.settings.system],
+            tuned_for
+            | {
                 "lr": ["" if one.lr is None else f"{one.lr:g}" for one in tuning.candidates],
                 "steps": [str(one.steps) for one in tuning.candidates],
                 tuning.metric: [f"{score:.4f}" for score in tuning.scores],
@@ -209,9 +224,10 @@ class Report:
             self._files.check(path.name)
             if path.exists():
                 earlier = read_tuning(path)
-                rows = pd.concat([earlier[earlier["system"] != rows.loc[0, "system"]], rows], ignore_index=True)
+                again = [earlier[name].isin(["", value]) for name, value in tuned_for.items()]
+                rows = pd.concat([earlier[~np.all(again, axis=0)], rows], ignore_index=True)
             metrics = [name for name in METRICS if name in rows]
-            self._files.replace({path.name: _csv(rows[["system", "lr", "steps", *metrics, "chosen"]])})
+            self._files.replace({path.name: _csv(rows[[*TUNED_FOR, "lr", "steps", *metrics, "chosen"]])})
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -29,6 +29,8 @@ PREDICTION_COLUMNS = [*RUN_COLUMNS, "utterance", "labels", "predicted"]
 """Followed by ``p_EMOTION`` for each emotion: its probability."""
 CHECKPOINT_COLUMNS = [*SAME_RUN, "checkpoint", "weights"]
 """Of the rows of one evaluation: whose they are, as a path from the folder of the table, and its fingerprint."""
+TUNED_FOR = ("system", "scenario", "upstream", "scope", "fold", "shots", "queries")
+"""Columns whose cells are those of one choice on dev; older files have the first of them only."""
 TUNING_COLUMNS = ("system", "lr", "steps", "chosen")
 
 
@@ -105,12 +107,15 @@ def probability_of(emotion: str) -> str:
 
 
 def read_tuning(path: Path) -> pd.DataFrame:
-    """Read what was tried on dev, as text: :data:`TUNING_COLUMNS` and the metrics there are.
+    """Read what was tried on dev, as text: :data:`TUNING_COLUMNS`, :data:`TUNED_FOR` and the metrics there are.
+
+    What an older file does not say is empty.
 
     Raises:
         MetaPerSERError: when it is no such table.
     """
-    return read_csv(path, TUNING_COLUMNS, optional=METRICS).astype(str)
+    rows = read_csv(path, TUNING_COLUMNS, optional=(*TUNED_FOR[1:], *METRICS)).astype(str)
+    return rows.assign(**{name: "" for name in TUNED_FOR if name not in rows})
 
 
 def read_checkpoints(path: Path) -> pd.DataFrame:

@@ -465,7 +465,7 @@ class Run(Network):
             weights = self._weights_in_training(state) if training else self._evaluated
             path = self.report.write(split, evaluated, weights)
             if self._tuning is not None:
-                self.report.write_tuning(self._tuning)
+                self.report.write_tuning(self._tuning, self.split.fold)
             line += f"  → {path}"
         tqdm.write(line)
         logger.flush()

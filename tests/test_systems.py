@@ -19,6 +19,7 @@ from s3prl_metaperser.expert import DownstreamExpert
 from s3prl_metaperser.learner import Learner
 from s3prl_metaperser.multi_task import AnnotatorHeads, fresh_heads
 from s3prl_metaperser.prediction import Prediction
+from s3prl_metaperser.results_file import TUNED_FOR
 from s3prl_metaperser.settings import AdaptationSettings, DataSettings, read_settings
 from s3prl_metaperser.similarity import emotion_centres, similarity_probabilities
 from s3prl_metaperser.systems import DISPLAY_NAMES, EntireSim, MultiFew, Reference, coinciding_systems
@@ -305,7 +306,7 @@ def test_every_adapting_system_is_tuned_alike(tmp_path, small_corpus, system):
 
     expert.log_records("dev", records, SummaryWriter(str(tmp_path / "tb")), 0, [], 1)
     tuning = pd.read_csv(tmp_path / "run/tuning.csv")
-    assert list(tuning.columns) == ["system", "lr", "steps", "miF1", "chosen"]
+    assert list(tuning.columns) == [*TUNED_FOR, "lr", "steps", "miF1", "chosen"]
     assert set(tuning["system"]) == {DISPLAY_NAMES[system]}
     assert tuning["steps"].tolist() == [1, 3] * len(rates)
     assert tuning["lr"].isna().all() if system == "meta_perser" else tuning["lr"].tolist() == [0.01, 0.01, 0.3, 0.3]
@@ -337,14 +338,25 @@ def test_tuning_is_of_the_weights_as_they_are(tmp_path, small_corpus):
     assert len(tunings) == 2
 
 
-def test_tuning_of_several_systems_shares_a_file(tmp_path, small_corpus):
-    for system in ("entire_few", "multi_few", "entire_few"):
+def test_tuning_of_several_systems_and_settings_shares_a_file(tmp_path, small_corpus):
+    """Each keeps its scores until it is tuned again; an older file's rows do not say what they are for."""
+    (tmp_path / "run").mkdir()
+    older = "system,lr,steps,miF1,chosen\nEntire-Few,0.1,1,40.0,True\nLinear-Few,0.1,1,40.0,True\n"
+    (tmp_path / "run/tuning.csv").write_text(older)
+    for system, shots, fold in (
+        *(("entire_few", 4, 1), ("entire_few", 2, 1), ("multi_few", 4, 1)),
+        *(("entire_few", 4, 2), ("entire_few", 4, 1)),
+    ):
         given = arguments(small_corpus, tmp_path, system, adaptation={"lr": 0.1, "steps": [1, 2]})
+        given["downstream_expert"] |= {"fold": fold}
+        given["downstream_expert"]["episodes"] |= {"shots": shots}
         expert = bound(given | {"mode": "evaluate", "init_ckpt": "given.ckpt"})
         evaluated(expert, "dev")
-        expert.run.report.write_tuning(expert.run._tuning)
-    tuning = pd.read_csv(tmp_path / "run/tuning.csv")
-    assert tuning["system"].tolist() == ["Multi-Few"] * 2 + ["Entire-Few"] * 2
+        expert.run.report.write_tuning(expert.run._tuning, fold)
+    tuning = pd.read_csv(tmp_path / "run/tuning.csv").fillna({"shots": 0, "fold": 0})
+    of_rows = list(tuning[["system", "shots", "fold"]].itertuples(index=False, name=None))
+    kept = [("Entire-Few", 2, 1), ("Multi-Few", 4, 1), ("Entire-Few", 4, 2), ("Entire-Few", 4, 1)]
+    assert of_rows == [("Linear-Few", 0, 0), *(one for one in kept for _ in range(2))]
 
 
 # All systems
