@@ -509,9 +509,8 @@ def test_the_expert_refuses_what_does_not_fit_it(checkpoint, case, small_corpus,
     change, expected = CRAFTED[case]
     content = crafted_at(tmp_path, checkpoint, change)
     given = arguments(small_corpus, tmp_path) | {"mode": "evaluate", "init_ckpt": "crafted.ckpt"}
-    expert = DownstreamExpert(**given)
     with pytest.raises(SystemExit):
-        expert.load_state_dict(content["Downstream"])
+        DownstreamExpert(**given).load_state_dict(content["Downstream"])
     assert expected in capfd.readouterr().err.splitlines()[-1]
 
 
