@@ -34,7 +34,7 @@ from s3prl_metaperser.experiments.significance import compare
 from s3prl_metaperser.experiments.tables import write_tables
 from s3prl_metaperser.given_arguments import check_types
 from s3prl_metaperser.personalize.labels import read_labels, write_labels
-from s3prl_metaperser.results_file import merged, read_tuning
+from s3prl_metaperser.results_file import merged, read_checkpoints, read_tuning, runs_of
 from s3prl_metaperser.settings import SECTION, read_settings
 
 CONSTANT = 16 << 20
@@ -318,11 +318,18 @@ RESULTS = "system,scenario,upstream,scope,test_annotator,episode,shots,queries,m
 FAILURES = """system,scenario,upstream,scope,test_annotator,episode,shots,queries,diverged_at_step
 Entire-Few,seen,fbank,linear,E2,1,4,8,3
 """
-TUNING = "system,lr,steps,miF1,chosen\nEntire-Few,0.1,5,40.1,False\nEntire-Few,0.01,50,41.25,True\n"
+TUNING = """system,scenario,upstream,scope,fold,shots,queries,lr,steps,miF1,chosen
+Entire-Few,seen,fbank,linear,1,4,8,0.1,5,40.1,False
+Entire-Few,seen,fbank,linear,1,4,8,0.01,50,41.25,True
+"""
+CHECKPOINTS = """system,scenario,upstream,scope,test_annotator,shots,queries,checkpoint,weights
+Entire-Few,seen,fbank,linear,E2,4,8,dev-best.ckpt,0123456789abcdef
+"""
+RESULT_FILES = (RESULTS, FAILURES, TUNING, CHECKPOINTS)
 
 
 def _results(data: bytes, folder: Path) -> None:
-    names = ("results.csv", "failures.csv", "tuning.csv")
+    names = ("results.csv", "failures.csv", "tuning.csv", "checkpoints.csv")
     for name in names:
         (folder / name).unlink(missing_ok=True)
     for name, content in zip(names, data.split(JOINT), strict=False):
@@ -334,6 +341,8 @@ def _results(data: bytes, folder: Path) -> None:
     assert len(merged(folder / "results.csv", added, added)) <= len(results)
     if (folder / "tuning.csv").exists():
         read_tuning(folder / "tuning.csv")
+    if (folder / "checkpoints.csv").exists():
+        runs_of(read_checkpoints(folder / "checkpoints.csv"))
 
 
 def _configs() -> list[bytes]:
@@ -372,8 +381,8 @@ def targets() -> dict[str, Target]:
         Target(
             "results",
             _results,
-            [JOINT.join(part.encode() for part in (RESULTS, FAILURES, TUNING)[:count]) for count in (1, 2, 3)],
-            _words(RESULTS, FAILURES, TUNING),
+            [JOINT.join(part.encode() for part in RESULT_FILES[:count]) for count in (1, 2, 3, 4)],
+            _words(*RESULT_FILES),
         ),
     ]
     return {target.name: target for target in found}
