@@ -14,7 +14,6 @@ The cache holds 13 × 768 floats an utterance in shards of 256: 4 GB in the scra
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,6 @@ import soundfile
 import torch
 from s3prl.hub import fbank_no_cmvn, wavlm_local
 from s3prl.upstream.interfaces import Featurizer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from whole_network import Case, checkpoint_file
 
@@ -36,7 +34,7 @@ from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.upstream.cache import FeatureCache, FileHashes, UpstreamIdentity
 from s3prl_metaperser.upstream.extraction import extract, lengths_of
 from s3prl_metaperser.upstream.features import SHARD_CLIPS, FeatureTable, cached_features
-from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledUpstream, evaluating
+from s3prl_metaperser.upstream.pooling import SAMPLE_RATE, PooledClip, PooledUpstream, evaluating
 
 CPU = torch.device("cpu")
 CLIPS_A_THREAD, MANY_CLIPS, RATE, SECONDS = 32, 535, 22_050, 2.0
@@ -142,10 +140,8 @@ def _write_cache(folder: Path) -> None:
     cache = FeatureCache(folder, _identity("large"))
     statistics = torch.randn(SHARD_CLIPS, *STATISTICS, generator=torch.Generator().manual_seed(0))
     for begin in range(0, UTTERANCES, SHARD_CLIPS):
-        names = [_content(number) for number in range(begin, min(begin + SHARD_CLIPS, UTTERANCES))]
-        tensors = {"statistics": statistics[: len(names)], "frame_deviation": torch.ones(len(names))}
-        path = cache.folder / f"shard-{begin:020d}.safetensors"
-        save_file(tensors, path, metadata={"audio": json.dumps(names)})
+        numbers = range(begin, min(begin + SHARD_CLIPS, UTTERANCES))
+        cache.add({_content(number): PooledClip(statistics[number - begin], 1.0) for number in numbers})
 
 
 def _cache(options: Options) -> Iterator[Line]:
