@@ -183,6 +183,7 @@ class TestFigure2:
         assert all(shots["unseen"].map(lambda found: found == [2, 4]))
         assert set(results["system"]) == {*SYSTEMS[-3:], "Entire-Few", "Entire-Zero", REFERENCE}
         assert "unseen: K = 8 is left out" in (out / "figure2.md").read_text()
+        assert "small, fbank_no_cmvn, meta-trained at K=4, Q=6" in (out / "figure2.svg").read_text()
 
     def test_every_k_is_judged_on_the_same_clips_after_training_at_one(self, out):
         queries = set()

@@ -94,7 +94,6 @@ def report(setup: Setup) -> Path:
     One whose rows are gone is left out, one whose runs have been replaced is marked, and stderr names them.
     """
     out = setup.out
-    title = f"{setup.listeners.name}, {setup.upstream.name}, K={setup.shots}, Q={setup.queries}"
     records: dict[Kind, Record] = {}
     sections: list[Section] = []
     for kind, present in PRESENTERS.items():
@@ -108,7 +107,7 @@ def report(setup: Setup) -> Path:
         records[kind] = record
         own = [Section(kind, "No run of this experiment has ended well.")]
         if not results.empty:
-            own = present(out, title, record, results)
+            own = present(out, _title(setup, kind), record, results)
         if not record.is_of_the_runs_in(out):
             stale = f"made of runs that are no longer there; this brings it up to date: {record.command}"
             _warn(f"{out}: its {kind} is {stale}")
@@ -131,6 +130,12 @@ def report(setup: Setup) -> Path:
             runs=pd.DataFrame(list(runs.values())) if runs else None,
         ),
     )
+
+
+def _title(setup: Setup, kind: Kind) -> str:
+    # K is Figure 2's own axis: there the title says the one that was meta-trained at.
+    trained_at = "meta-trained at " if kind == "figure2" else ""
+    return f"{setup.listeners.name}, {setup.upstream.name}, {trained_at}K={setup.shots}, Q={setup.queries}"
 
 
 def _warn(line: str) -> None:
