@@ -147,7 +147,7 @@ run_tests() {
         say "failed so far: ${failed[*]} (see above)"
     fi
     # A thread each: two processes with a thread for every core take up to four times as long.
-    say "tests";  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest -n 2 --dist loadfile || failed+=(tests)
+    say "tests";  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder || failed+=(tests)
     ((${#failed[@]} == 0))
 }
 
