@@ -382,16 +382,22 @@ async function finish() {
 
 async function close() {
   await post("/close");
-  audio.pause();
-  document.querySelector("main").replaceChildren(
+  for (const player of document.querySelectorAll("audio")) player.pause();
+  const main = document.querySelector("main");
+  // Hidden, not removed: what is under way yet, such as the player's last event, finds its place.
+  for (const part of [main, document.querySelector("footer")]) part.hidden = true;
+  main.after(
     make(
-      "section",
-      { className: "card" },
-      make("h2", { textContent: "The program is closed", id: "closed-title", tabIndex: -1 }),
-      make("p", { textContent: "Your answers are kept. Start it with the same command to go on; you can close this tab." }),
+      "main",
+      {},
+      make(
+        "section",
+        { className: "card" },
+        make("h2", { textContent: "The program is closed", id: "closed-title", tabIndex: -1 }),
+        make("p", { textContent: "Your answers are kept. Start it with the same command to go on; you can close this tab." }),
+      ),
     ),
   );
-  document.querySelector("footer").remove();
   document.removeEventListener("keydown", shortcut);
   element("closed-title").focus();
 }
