@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -322,6 +323,7 @@ class LoudnessModel:
 
 TOKEN = "the-token"
 HOST = "127.0.0.1:7860"
+COOKIE = "metaperser-7860"
 
 
 @pytest.fixture
@@ -335,10 +337,18 @@ def closed():
 
 
 @pytest.fixture
-def client(session, model, audio_root, closed):
+def stranger(session, model, audio_root, closed):
+    """Another user's browser on the same machine, which sends the header, but was never given the address."""
     companion = Companion(model, session, [audio_root / clip for clip in CLIPS], steps=7)
     app = application(companion, TOKEN, "127.0.0.1", lambda: closed.append(True))
     return TestClient(app, base_url=f"http://{HOST}", headers={TOKEN_HEADER: TOKEN}, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(stranger):
+    """The listener's browser, that was let in."""
+    stranger.cookies.set(COOKIE, TOKEN)
+    return stranger
 
 
 def wav(seconds=0.5, loudness=0.9, rate=16000, **kwargs):
@@ -445,6 +455,46 @@ class TestServer:
         assert answers(again(session)) == [None] * 4
         assert not session.files.out.exists()
         assert not closed
+
+    def test_the_printed_address_lets_a_browser_in_and_stays_in_no_history(self, stranger, client):
+        client.cookies.clear()
+        let_in = stranger.get(f"/?token={TOKEN}", follow_redirects=False)
+        assert (let_in.status_code, let_in.headers["location"]) == (303, "/")
+        said = let_in.headers["set-cookie"]
+        assert said.startswith(f"{COOKIE}={TOKEN};")
+        assert {"HttpOnly", "Path=/", "SameSite=lax"} <= set(said.split("; "))
+        assert stranger.get("/").status_code == 200
+        assert stranger.post("/clips/1/skip").status_code == 200
+        again = stranger.get(f"/?token={TOKEN}", follow_redirects=False)
+        assert again.status_code == 303, "and so does the same address a second time"
+
+    READS = ("/", "/session", "/clips/1", "/model", "/model/checkpoint", "/files/page.js", "/nothing")
+
+    @pytest.mark.parametrize("cookie", [None, "of an earlier start", "", "é"])
+    @pytest.mark.parametrize("path", [*READS, *CHANGES])
+    def test_whoever_was_not_given_the_address_gets_nothing(self, stranger, session, closed, path, cookie):
+        """Headers alone do not help, nor does the token where it is not asked for."""
+        headers = {} if cookie is None else {"cookie": f"{COOKIE}={cookie}".encode("latin-1")}
+        for query in ("", "?token=", "?token=guessed", f"?token={TOKEN}x"):
+            for method in ("GET", "HEAD", "POST"):
+                refused = stranger.request(method, path + query, headers=headers, follow_redirects=False)
+                assert refused.status_code == 403
+                assert "set-cookie" not in refused.headers
+                assert TOKEN not in refused.text
+        assert stranger.get(f"/session?token={TOKEN}", headers=headers).status_code == 403
+        assert stranger.post(f"/?token={TOKEN}", headers=headers).status_code == 403
+        assert answers(again(session)) == [None] * 4
+        assert not closed
+
+    def test_a_person_who_is_not_let_in_reads_why(self, stranger):
+        refused = stranger.get("/")
+        assert refused.headers["content-type"].startswith("text/plain")
+        assert refused.text.startswith("Open the address that the program printed in its terminal")
+        assert refused.headers["content-security-policy"]
+
+    def test_a_foreign_name_is_not_let_in_by_the_token_either(self, stranger):
+        refused = stranger.get(f"/?token={TOKEN}", headers={"host": "evil.example"}, follow_redirects=False)
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
 
     @pytest.mark.parametrize("path", CHANGES)
     def test_what_changes_something_is_a_post(self, client, path):
@@ -594,7 +644,10 @@ class TestAddress:
         monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
         with listen(host, 0) as listening:
             listening_port = listening.getsockname()[1]
-            serve(Companion(model, session, [], steps=7), listening, host, browser=False)
-            said = capsys.readouterr()
-        assert ("there is no password" in said.err) is warned
-        assert f":{listening_port}/ in a browser" in said.out
+            said = []
+            for _ in range(2):
+                serve(Companion(model, session, [], steps=7), listening, host, browser=False)
+                said.append(capsys.readouterr())
+        assert ["not encrypted" in one.err for one in said] == [warned] * 2
+        tokens = [re.search(rf":{listening_port}/\?token=([\w-]{{43}}) in a browser", one.out)[1] for one in said]
+        assert tokens[0] != tokens[1], "each start has a token of its own"

@@ -69,7 +69,7 @@ def page():
         page.set_default_timeout(15_000)
         expect.set_options(timeout=15_000)
         page.faults = []
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
+        page.on("pageerror", lambda error: page.faults.append(f"{error} {error.stack}"))
         yield page
         browser.close()
 
@@ -247,7 +247,12 @@ def test_a_calibration_from_beginning_to_end(page, workshop, checkpoint, tmp_pat
         with pytest.raises(SystemExit) as second:
             cli.main(command)
         assert second.value.code == 2
-        assert f"is open already, at {program.address}" in capsys.readouterr().err
+        address, token = program.address.split("?token=")
+        said = capsys.readouterr().err
+        assert f"is open already, at {address};" in said
+        assert token not in said
+        assert page.url == address, "the token stays in no history"
+        assert token not in "".join(path.read_text() for path in tmp_path.iterdir())
     assert labels_in(out.with_suffix(".labels.csv")) == ["sad", "angry"]
     assert not out.exists()
 
@@ -255,6 +260,12 @@ def test_a_calibration_from_beginning_to_end(page, workshop, checkpoint, tmp_pat
     page.keyboard.press("Enter")
     expect(page.locator("#answer-message")).to_contain_text("The program does not answer")
     with started(command) as program:
+        page.keyboard.press("Enter")
+        expect(page.locator("#answer-message")).to_contain_text("Open the address that the program printed")
+        with page.context.expect_page() as opened:
+            page.evaluate("address => window.open(address, '_blank', 'noopener')", program.address)
+        is_on(opened.value, 4)
+        opened.value.close()
         page.keyboard.press("Enter")
         expect(page.locator("#answer-message")).to_contain_text("earlier start")
         page.get_by_role("button", name="Reload").click()
@@ -280,6 +291,8 @@ def test_a_calibration_from_beginning_to_end(page, workshop, checkpoint, tmp_pat
         mine, average = tries_clips(page, clip, out, tmp_path)
         page.get_by_role("button", name="Close the program").click()
         expect(page.locator("#closed-title")).to_be_focused()
+        expect(page.get_by_role("main")).to_have_count(1)
+        page.evaluate("audio.dispatchEvent(new Event('pause'))")  # as a player sends it that was stopped a moment ago
         assert program.wait(timeout=15) == 0
         assert "5 of 6 clips labelled" in program.stdout.read()
         assert program.stderr.read() == ""

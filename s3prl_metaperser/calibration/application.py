@@ -40,7 +40,7 @@ def application(companion: Companion, token: str, host: str, close: Callable[[],
 
     Args:
         companion: the model, with the session that it learns from.
-        token: that the page sends with whatever changes something.
+        token: that lets a browser in, and that the page sends with whatever changes something.
         host: that the server listens on.
         close: ends the server.
 

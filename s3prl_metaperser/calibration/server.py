@@ -13,7 +13,7 @@ import uvicorn
 
 from s3prl_metaperser.calibration.application import application
 from s3prl_metaperser.calibration.companion import Companion
-from s3prl_metaperser.calibration.guard import is_loopback
+from s3prl_metaperser.calibration.guard import is_loopback, with_token
 from s3prl_metaperser.errors import MetaPerSERError
 
 FIRST_PORT = 7860
@@ -64,18 +64,20 @@ def serve(companion: Companion, listening: socket.socket, host: str, browser: bo
     """
     if not is_loopback(host):
         print(
-            "warning: whoever reaches this machine can listen to the clips and answer: there is no password",
+            "warning: other machines reach this page, and what goes to and fro, its token too, is not encrypted; where "
+            "others may listen in, leave --host out and bring the port here by ssh -L",
             file=sys.stderr,
             flush=True,
         )
-    page = address(listening)
+    token = secrets.token_urlsafe()
+    page = with_token(address(listening), token)
     print(f"Open {page} in a browser. Ctrl-C stops; what was answered is kept.", flush=True)
     server: uvicorn.Server
 
     def close() -> None:
         server.should_exit = True
 
-    app = application(companion, secrets.token_urlsafe(), host, close)
+    app = application(companion, token, host, close)
     config = uvicorn.Config(
         app,
         log_level="warning",
