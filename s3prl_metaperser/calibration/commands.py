@@ -57,7 +57,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add_adaptation_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, metavar="PORT", help="to listen on (default: a free one, from 7860 up)")
-    parser.add_argument("--no-browser", action="store_true", help="print the page's address and open nothing")
+    parser.add_argument(
+        "--no-browser",
+        action="store_true",
+        help="print the page's address and open nothing; run on another computer, its page comes to your browser by "
+        "ssh -L 7860:localhost:7860 COMPUTER",
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew: labels given before are lost")
     parser.set_defaults(run=run_calibrate)
 
