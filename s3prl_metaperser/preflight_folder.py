@@ -9,6 +9,11 @@ from pathlib import Path
 from s3prl_metaperser.errors import MetaPerSERError
 
 
+def named_folder(name: str) -> str:
+    """Give the folder that s3prl writes to where ``-n`` is all that names one."""
+    return f"result/downstream/{name}"
+
+
 def experiment_folder(args: argparse.Namespace) -> Path:
     """Give s3prl's expdir.
 
@@ -18,7 +23,7 @@ def experiment_folder(args: argparse.Namespace) -> Path:
     for flag, value in (("-p", args.expdir), ("-n", args.expname if args.expdir is None else None)):
         if value == "":
             raise MetaPerSERError(f"{flag} is empty; expected the name of a folder for the experiment")
-    return Path(f"result/downstream/{args.expname}" if args.expdir is None else args.expdir)
+    return Path(named_folder(args.expname) if args.expdir is None else args.expdir)
 
 
 def check_experiment_folder(folder: Path) -> None:

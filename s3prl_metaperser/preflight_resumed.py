@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_metaperser.differences import NOT_SET, SHOWN, first_difference, is_same_argument, shown
+from s3prl_metaperser.differences import FOLDER, NOT_SET, SHOWN, first_difference, is_same_argument, shown
 from s3prl_metaperser.errors import MetaPerSERError
+from s3prl_metaperser.preflight_folder import named_folder
 
-OF_THE_FOLDER = ("expdir", "expname")
+NAME = "expname"
+OF_THE_FOLDER = (FOLDER, NAME)
 """Arguments that say where ``-a`` looks for a state."""
 GIVEN_ANEW = ("config", "init_ckpt", "auto_resume")
 """Arguments of a command that ``-a`` repeats as it was, and that the checkpoint may hold otherwise."""
@@ -41,6 +43,8 @@ def check_unheard(
         heard = action.dest not in given or action.dest not in saved or action.dest in (*GIVEN_ANEW, *by_hand)
         if heard or is_same_argument(action.dest, given[action.dest], saved[action.dest]):
             continue
+        if action.dest == NAME and is_same_argument(FOLDER, named_folder(given[NAME]), saved.get(FOLDER)):
+            continue  # it names the very folder that the checkpoint's command named by -p
         flag, value = min(action.option_strings, key=len), given[action.dest]
         cure = "" if is_found_by_a and action.dest in OF_THE_FOLDER else f"leave {flag} out, or "
         raise MetaPerSERError(

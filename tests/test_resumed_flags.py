@@ -110,6 +110,22 @@ def test_a_folder_may_be_spelled_otherwise(place, monkeypatch, folder, again):
     assert preflight.check([*command, "--device", "cpu"]) == [*command, "--device", "cpu"]
 
 
+@pytest.mark.parametrize("again", ["-m train -a", "-m evaluate -e result/downstream/mine"])
+def test_a_folder_given_by_p_may_be_named_by_n(place, tmp_path, monkeypatch, again):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("result/downstream/mine")
+    folder.mkdir(parents=True)
+    checkpoint = torch.load(place / "run/states-1.ckpt")
+    checkpoint["Args"].expdir = str(folder)
+    torch.save(checkpoint, folder / "states-1.ckpt")
+    command = [*again.split(), "-n", "mine", "-d", "metaperser", "--device", "cpu"]
+    assert preflight.check(command) == command
+    checkpoint["Args"].expdir = str(place / "run")
+    torch.save(checkpoint, folder / "states-1.ckpt")
+    with pytest.raises(MetaPerSERError, match="-n mine beside a checkpoint to go on from"):
+        preflight.check(command)
+
+
 def test_so_may_a_file(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = torch.load(place / "run/states-1.ckpt")
