@@ -240,6 +240,10 @@ def test_files_of_any_kind_and_waveforms_are_heard_alike(shop, corpus, tmp_path)
     for name, tensor in mine.adaptation.params.items():
         torch.testing.assert_close(tensor, same.adaptation.params[name], atol=1e-5, rtol=1e-5)
     assert all(0 < change < 1 for change in mine.moved().values())
+    with torch.no_grad():
+        model.network.learner.model.classifier.bias.zero_()
+    changes = model.adapt(files[:4], ["sad", "angry", "happy", "sad"], steps=2).moved()
+    assert [name for name, change in changes.items() if np.isnan(change)] == ["classifier.bias"], "relative to nothing"
 
 
 @pytest.mark.parametrize("run", ["frozen", "entire"])

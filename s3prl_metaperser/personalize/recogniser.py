@@ -369,12 +369,15 @@ class Recogniser:
     def moved(self) -> dict[str, float]:
         """Say how far adaptation moved each tensor: the norm of its change, relative to the norm it had.
 
+        NaN where that is 0.
+
         Raises:
             MetaPerSERError: for a model that was not adapted here.
         """
         before = self._before()
+        norms = {name: float(before[name].norm()) for name in self._adapted().params}
         return {
-            name: float((tensor - before[name]).norm() / before[name].norm().clamp(min=torch.finfo(tensor.dtype).tiny))
+            name: float((tensor - before[name]).norm()) / norms[name] if norms[name] else math.nan
             for name, tensor in self._adapted().params.items()
         }
 
