@@ -5,15 +5,19 @@ import csv
 import io
 import json
 import os
+import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import webbrowser
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -323,7 +327,6 @@ class LoudnessModel:
 
 TOKEN = "the-token"
 HOST = "127.0.0.1:7860"
-COOKIE = "metaperser-7860"
 
 
 @pytest.fixture
@@ -338,16 +341,16 @@ def closed():
 
 @pytest.fixture
 def stranger(session, model, audio_root, closed):
-    """Another user's browser on the same machine, which sends the header, but was never given the address."""
+    """Another user of the same machine, who was never given the address."""
     companion = Companion(model, session, [audio_root / clip for clip in CLIPS], steps=7)
     app = application(companion, TOKEN, "127.0.0.1", lambda: closed.append(True))
-    return TestClient(app, base_url=f"http://{HOST}", headers={TOKEN_HEADER: TOKEN}, raise_server_exceptions=False)
+    return TestClient(app, base_url=f"http://{HOST}", raise_server_exceptions=False)
 
 
 @pytest.fixture
 def client(stranger):
-    """The listener's browser, that was let in."""
-    stranger.cookies.set(COOKIE, TOKEN)
+    """The page, opened by the address that the program printed."""
+    stranger.headers[TOKEN_HEADER] = TOKEN
     return stranger
 
 
@@ -392,6 +395,8 @@ class TestServer:
             "/clips/0",
             "/clips/-1",
             "/clips/one.wav",
+            "/clips/²",
+            f"/clips/{'1' * 5000}",
             "/clips/../secret.wav",
             "/clips/%2e%2e%2fsecret.wav",
         ):
@@ -417,6 +422,11 @@ class TestServer:
             "labelled": 1,
             "skipped": 0,
             "labels": 1,
+            "places": {
+                "out": str(session.files.out),
+                "labels": str(session.files.labels),
+                "recordings": str(session.audio_root),
+            },
         }
         assert answers(again(session))[0] == ("sad", "fear")
         assert client.post("/clips/2/skip").json()["answers"][1] == []
@@ -441,6 +451,8 @@ class TestServer:
             {"origin": "http://evil.example"},
             {"origin": "http://127.0.0.1:8000"},
             {"origin": "null"},
+            {"origin": "http://["},
+            {"origin": "http://127.0.0.1:7860.evil.example"},
             {"host": "evil.example:7860"},
             {"host": "10.0.0.7:7860"},
             {"host": ""},
@@ -456,45 +468,33 @@ class TestServer:
         assert not session.files.out.exists()
         assert not closed
 
-    def test_the_printed_address_lets_a_browser_in_and_stays_in_no_history(self, stranger, client):
-        client.cookies.clear()
-        let_in = stranger.get(f"/?token={TOKEN}", follow_redirects=False)
-        assert (let_in.status_code, let_in.headers["location"]) == (303, "/")
-        said = let_in.headers["set-cookie"]
-        assert said.startswith(f"{COOKIE}={TOKEN};")
-        assert {"HttpOnly", "Path=/", "SameSite=lax"} <= set(said.split("; "))
-        assert stranger.get("/").status_code == 200
-        assert stranger.post("/clips/1/skip").status_code == 200
-        again = stranger.get(f"/?token={TOKEN}", follow_redirects=False)
-        assert again.status_code == 303, "and so does the same address a second time"
+    READS = ("/session", "/clips/1", "/model", "/model/checkpoint", "/model/picture.png", "/nothing", "/files")
 
-    READS = ("/", "/session", "/clips/1", "/model", "/model/checkpoint", "/files/page.js", "/nothing")
-
-    @pytest.mark.parametrize("cookie", [None, "of an earlier start", "", "é"])
     @pytest.mark.parametrize("path", [*READS, *CHANGES])
-    def test_whoever_was_not_given_the_address_gets_nothing(self, stranger, session, closed, path, cookie):
-        """Headers alone do not help, nor does the token where it is not asked for."""
-        headers = {} if cookie is None else {"cookie": f"{COOKIE}={cookie}".encode("latin-1")}
-        for query in ("", "?token=", "?token=guessed", f"?token={TOKEN}x"):
+    @pytest.mark.parametrize("said", [None, "", "of an earlier start", f"{TOKEN}x", TOKEN[:-1], "é"])
+    def test_whoever_was_not_given_the_address_gets_nothing(self, stranger, session, closed, path, said):
+        """A cookie or a query that knows the token is not asked either: both are sent on to others too easily."""
+        headers = {} if said is None else {TOKEN_HEADER: said.encode("latin-1")}
+        elsewhere = {"cookie": f"{TOKEN_HEADER}={TOKEN}; token={TOKEN}"}
+        for place in (path, f"{path}{'&' if '?' in path else '?'}token={TOKEN}"):
             for method in ("GET", "HEAD", "POST"):
-                refused = stranger.request(method, path + query, headers=headers, follow_redirects=False)
+                refused = stranger.request(method, place, headers=headers | elsewhere)
                 assert refused.status_code == 403
-                assert "set-cookie" not in refused.headers
-                assert TOKEN not in refused.text
-        assert stranger.get(f"/session?token={TOKEN}", headers=headers).status_code == 403
-        assert stranger.post(f"/?token={TOKEN}", headers=headers).status_code == 403
+                assert "default-src 'none'" in refused.headers["content-security-policy"]
+                assert method == "HEAD" or refused.json()["message"]
         assert answers(again(session)) == [None] * 4
         assert not closed
 
-    def test_a_person_who_is_not_let_in_reads_why(self, stranger):
-        refused = stranger.get("/")
-        assert refused.headers["content-type"].startswith("text/plain")
-        assert refused.text.startswith("Open the address that the program printed in its terminal")
-        assert refused.headers["content-security-policy"]
-
-    def test_a_foreign_name_is_not_let_in_by_the_token_either(self, stranger):
-        refused = stranger.get(f"/?token={TOKEN}", headers={"host": "evil.example"}, follow_redirects=False)
-        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+    def test_what_anybody_may_read_says_nothing_of_the_listener(self, stranger, client, session, tmp_path):
+        client.post("/clips/1/label?emotion=sad")
+        del stranger.headers[TOKEN_HEADER]
+        for path in ("/", "/files/page.js", "/files/page.css", "/files/icon.svg"):
+            shown = stranger.get(path)
+            assert shown.status_code == 200
+            assert "set-cookie" not in shown.headers
+            for secret in (TOKEN, str(tmp_path), session.files.out.name, CLIPS[0]):
+                assert secret not in shown.text
+        assert stranger.post("/").status_code == 403
 
     @pytest.mark.parametrize("path", CHANGES)
     def test_what_changes_something_is_a_post(self, client, path):
@@ -602,10 +602,27 @@ class TestServer:
                 asyncio.run(uploads.collect(endless(), promised))
             assert sum(taken) == read
 
+    def test_a_tab_that_is_closed_in_the_middle_of_an_upload_is_no_failure(self, session, model, closed):
+        app = application(Companion(model, session, [], steps=7), TOKEN, "127.0.0.1", lambda: closed.append(True))
+        came = [{"type": "http.request", "body": b"RIFF", "more_body": True}, {"type": "http.disconnect"}]
+        sent = []
+
+        async def receive():
+            return came.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"host", HOST.encode()), (TOKEN_HEADER.encode(), TOKEN.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"name=x", "headers": headers}
+        asyncio.run(app(scope, receive, send))
+        assert sent[0]["status"] == 400
+
     def test_a_failure_of_ours_is_said_without_its_inside(self, client, monkeypatch):
         monkeypatch.setattr(Companion, "hear", lambda *_: 1 / 0)
         failed = client.post("/predict?name=x", content=wav())
         assert failed.status_code == 500
+        assert "default-src 'none'" in failed.headers["content-security-policy"]
         assert "terminal" in failed.json()["message"]
         assert "division" not in failed.text
 
@@ -639,15 +656,66 @@ class TestAddress:
         with pytest.raises(MetaPerSERError, match="cannot listen on"):
             listen(host, port)
 
+    @pytest.mark.parametrize(
+        ("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("localhost", "127.0.0.1")]
+    )
+    def test_the_address_leads_to_this_very_socket(self, host, shown):
+        try:
+            listening = listen(host, None)
+        except MetaPerSERError:
+            pytest.skip(f"this machine does not listen on {host}")
+        with listening:
+            place = address(listening)
+            port = listening.getsockname()[1]
+            assert place in (f"http://{shown}:{port}/", f"http://[::1]:{port}/")
+            with socket.create_connection((urlsplit(place).hostname, port), timeout=5) as asking:
+                taken, sender = listening.accept()
+                taken.close()
+                assert sender[:2] == asking.getsockname()[:2]
+
     @pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
     def test_an_address_that_others_reach_comes_with_a_warning(self, session, model, monkeypatch, capsys, host, warned):
         monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
         with listen(host, 0) as listening:
-            listening_port = listening.getsockname()[1]
+            port = listening.getsockname()[1]
             said = []
             for _ in range(2):
                 serve(Companion(model, session, [], steps=7), listening, host, browser=False)
                 said.append(capsys.readouterr())
         assert ["not encrypted" in one.err for one in said] == [warned] * 2
-        tokens = [re.search(rf":{listening_port}/\?token=([\w-]{{43}}) in a browser", one.out)[1] for one in said]
+        tokens = [re.search(rf":{port}/#token=([\w-]{{43}}) in a browser", one.out)[1] for one in said]
         assert tokens[0] != tokens[1], "each start has a token of its own"
+
+    def test_no_browser_is_given_the_token_on_its_command_line(self, session, model, monkeypatch, capsys):
+        """It is given a file that nobody else may read; one that a killed process has left is not taken for it."""
+        given = queue.Queue()
+        found = []
+
+        def opened(uri):
+            given.put(uri)
+            return True
+
+        def run(*_, **__):
+            path = Path(unquote(urlsplit(given.get(timeout=10)).path))
+            found.append((path, path.stat().st_mode & 0o777, path.read_text()))
+
+        monkeypatch.setattr(webbrowser, "open", opened)
+        monkeypatch.setattr(uvicorn.Server, "run", run)
+        session.files.entrance.write_text("of an earlier start")
+        with listen("127.0.0.1", 0) as listening:
+            serve(Companion(model, session, [], steps=7), listening, "127.0.0.1", browser=True)
+        ((path, mode, content),) = found
+        (page,) = re.findall(r"http://\S+", capsys.readouterr().out)
+        assert (path, mode) == (session.files.entrance, 0o600)
+        assert f'content="0; url={page}"' in content
+        assert not path.exists()
+
+    def test_where_that_file_cannot_be_written_the_printed_address_is_left(self, session, model, monkeypatch, capsys):
+        ran = []
+        monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: ran.append(True))
+        monkeypatch.setattr(webbrowser, "open", lambda uri: ran.append(uri))
+        session.files.entrance.mkdir()
+        with listen("127.0.0.1", 0) as listening:
+            serve(Companion(model, session, [], steps=7), listening, "127.0.0.1", browser=True)
+        assert ran == [True]
+        assert "#token=" in capsys.readouterr().out

@@ -17,11 +17,11 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from s3prl_metaperser.audio import read_audio
 from s3prl_metaperser.calibration.companion import Companion
@@ -35,26 +35,26 @@ SAMPLE_RATE = 16_000
 FILES = Path(__file__).parent / "page" / "files"
 
 
-def application(companion: Companion, token: str, host: str, close: Callable[[], None]) -> Starlette:
+def application(companion: Companion, token: str, host: str, close: Callable[[], None]) -> ASGIApp:
     """Make the page's server.
 
     Args:
         companion: the model, with the session that it learns from.
-        token: that lets a browser in, and that the page sends with whatever changes something.
+        token: that the page sends with whatever it asks for.
         host: that the server listens on.
         close: ends the server.
 
     Returns:
         An ASGI application.
     """
-    routes = _Routes(companion, token, close)
-    return Starlette(
+    routes = _Routes(companion, close)
+    app = Starlette(
         routes=[
             Route("/", routes.page),
             Route("/session", routes.session),
-            Route("/clips/{number:int}", routes.clip),
-            Route("/clips/{number:int}/label", routes.label, methods=["POST"]),
-            Route("/clips/{number:int}/skip", routes.skip, methods=["POST"]),
+            Route("/clips/{number}", routes.clip),
+            Route("/clips/{number}/label", routes.label, methods=["POST"]),
+            Route("/clips/{number}/skip", routes.skip, methods=["POST"]),
             Route("/model", routes.model),
             Route("/model/picture.png", routes.picture),
             Route("/model/judgement", routes.judgement),
@@ -64,18 +64,23 @@ def application(companion: Companion, token: str, host: str, close: Callable[[],
             Route("/close", routes.close, methods=["POST"]),
             Mount("/files", StaticFiles(directory=FILES)),
         ],
-        middleware=[Middleware(Guard, token=token, host=host)],
-        exception_handlers={MetaPerSERError: _say, HTTPException: _say_http, Exception: _say_failure},
+        exception_handlers={
+            MetaPerSERError: _say,
+            HTTPException: _say_http,
+            ClientDisconnect: _say_nothing,
+            Exception: _say_failure,
+        },
     )
+    # Around all else, so that an answer about a failure has the headers too.
+    return Guard(app, token, host)
 
 
 class _Routes:
     """Each route as a method; those that are not ``async`` are run in threads by Starlette."""
 
-    def __init__(self, companion: Companion, token: str, close: Callable[[], None]) -> None:
+    def __init__(self, companion: Companion, close: Callable[[], None]) -> None:
         self._companion = companion
         self._session = companion.session
-        self._token = token
         self._close = close
         environment = Environment(
             loader=PackageLoader("s3prl_metaperser.calibration", "page"), autoescape=True, undefined=StrictUndefined
@@ -83,16 +88,10 @@ class _Routes:
         self._page = environment.get_template("page.html.jinja")
 
     def page(self, request: Request) -> Response:
-        files = self._session.files
+        # Whoever reaches this machine may read it: nothing that is the listener's is in it.
         return HTMLResponse(
             self._page.render(
-                token=self._token,
-                emotions=self._companion.generic.emotions,
-                labels=files.labels,
-                out=files.out,
-                audio_root=self._session.audio_root,
-                most_bytes=MOST_BYTES,
-                most_seconds=MOST_SECONDS,
+                emotions=self._companion.generic.emotions, most_bytes=MOST_BYTES, most_seconds=MOST_SECONDS
             )
         )
 
@@ -175,10 +174,12 @@ class _Routes:
         return JSONResponse({}, background=BackgroundTask(self._close))
 
     def _number(self, request: Request) -> int:
-        number: int = request.path_params["number"]
-        if not 1 <= number <= len(self._session.clips):
-            raise HTTPException(HTTPStatus.NOT_FOUND, f"there is no clip {number}")
-        return number
+        said: str = request.path_params["number"]
+        most = len(self._session.clips)
+        # By its digits first: Python makes no number of thousands of them.
+        if not (said.isascii() and said.isdecimal() and len(said) <= len(str(most)) and 1 <= int(said) <= most):
+            raise HTTPException(HTTPStatus.NOT_FOUND, f"there is no clip {said:.20}")
+        return int(said)
 
     def _as_it_stands(self) -> Response:
         session = self._session
@@ -188,6 +189,11 @@ class _Routes:
             "labelled": session.labelled,
             "skipped": session.skipped,
             "labels": len(session.labels),
+            "places": {
+                "out": str(session.files.out),
+                "labels": str(session.files.labels),
+                "recordings": str(session.audio_root),
+            },
         }
         return JSONResponse(state)
 
@@ -200,6 +206,11 @@ def _say(request: Request, error: Exception) -> Response:
 def _say_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"message": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+def _say_nothing(request: Request, error: Exception) -> Response:
+    # A tab that was closed in the middle of an upload hears no answer.
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 def _say_failure(request: Request, error: Exception) -> Response:

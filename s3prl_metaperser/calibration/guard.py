@@ -5,21 +5,20 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
-from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_HEADER = "x-calibration-token"
-TOKEN_PARAMETER = "token"
-PAGE = "/"
+PAGE, FILES = "/", "/files/"
+"""What anybody may read: the page as it is before it has asked for anything, and the folder of its script and style."""
 LOOPBACK_NAME = "localhost"
 HEADERS = {
-    # Clips are fetched by the page's script, which hands them to the player as blobs.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    # Clips and pictures are fetched by the page's script, with the token, and shown as blobs.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -41,23 +40,17 @@ def is_loopback(host: str) -> bool:
 
 
 def with_token(address: str, token: str) -> str:
-    """Give the address under which a browser is let in."""
-    return f"{address}?{TOKEN_PARAMETER}={token}"
-
-
-def cookie_name(port: int) -> str:
-    """Name the cookie by which a browser is let in from then on: browsers do not tell cookies apart by port."""
-    return f"metaperser-{port}"
+    """Give the address of a page that may ask for anything: what follows ``#`` is sent to no server."""
+    return f"{address}#token={token}"
 
 
 class Guard:
     """Lets through only what is asked of this very server by its own page, and says in each answer what it may do.
 
-    Others who are logged in to this machine reach the server too: a browser is let in by a token, which is in the
-    address that the program prints and then, so that it stays in no history, in a cookie. Pages of this machine's other
-    ports have that cookie sent along as well: whatever changes something is a POST that carries the token in a header,
-    which only the page knows to do. A site with a name of its own can have that name lead here (DNS rebinding): the
-    name in ``Host`` must be this machine's, or an address.
+    Others who are logged in to this machine reach the server too, and so do other sites in the listener's browser. So
+    whatever is asked comes with a token, which is in the address that the program prints, and which the page sends in a
+    header. It is no cookie: browsers send those to all ports of a machine. A site with a name of its own can have that
+    name lead here (DNS rebinding): the name in ``Host`` must be this machine's, or an address.
 
     Args:
         app: what is guarded.
@@ -82,59 +75,30 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        request = Request(scope)
-        answer = self._app
-        if self._is_ours(request) and self._brings_token(request):
-            answer = self._let_in(scope)
-        elif refusal := self._refusal(request):
-            answer = _refused(request, refusal)
+        refusal = self._refusal(Request(scope))
+        answer = self._app if refusal is None else JSONResponse({"message": refusal}, status_code=403)
         await answer(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> str | None:
         host = request.headers.get("host", "")
-        if not self._is_ours(request):
+        if not self._is_ours(host):
             return f"this server does not answer to the name {host!r}"
-        if not self._is_token(request.cookies.get(cookie_name(_port(request.scope)), "")):
-            return (
-                "open the address that the program printed in its terminal when it was started last, with the token "
-                "that is in it (what you have saved is kept)"
-            )
-        if request.method in ("GET", "HEAD"):
+        path: str = request.scope["path"]
+        if request.method in ("GET", "HEAD") and (path == PAGE or path.startswith(FILES)):
             return None
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return f"{origin} may not change anything here"
-        if not self._is_token(request.headers.get(TOKEN_HEADER, "")):
-            return "this page is of an earlier start of the program; reload it (what you have saved is kept)"
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            return f"{origin} may ask for nothing here"
+        if not secrets.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()):
+            return (
+                "open the address that the program printed in its terminal when it was last started; it has a token in "
+                "it, another one at each start (what you have saved is kept)"
+            )
         return None
 
-    def _is_ours(self, request: Request) -> bool:
+    def _is_ours(self, host: str) -> bool:
         try:
-            name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+            name = urlsplit(f"//{host}").hostname or ""
             return name in self._names or ipaddress.ip_address(name).is_loopback or not self._local
         except ValueError:  # neither a name of ours nor an address
             return False
-
-    def _is_token(self, said: str) -> bool:
-        return secrets.compare_digest(said.encode(), self._token.encode())
-
-    def _brings_token(self, request: Request) -> bool:
-        is_page = request.method == "GET" and request.url.path == PAGE
-        return is_page and self._is_token(request.query_params.get(TOKEN_PARAMETER, ""))
-
-    def _let_in(self, scope: Scope) -> Response:
-        answer = RedirectResponse(PAGE, status_code=HTTPStatus.SEE_OTHER)
-        # Lax, not strict: the address may be clicked in a page, such as a notebook's terminal.
-        answer.set_cookie(cookie_name(_port(scope)), self._token, httponly=True, samesite="lax")
-        return answer
-
-
-def _port(scope: Scope) -> int:
-    port: int = scope["server"][1]
-    return port
-
-
-def _refused(request: Request, why: str) -> Response:
-    if request.url.path == PAGE:  # read by a person
-        return PlainTextResponse(f"{why[:1].upper()}{why[1:]}.\n", status_code=HTTPStatus.FORBIDDEN)
-    return JSONResponse({"message": why}, status_code=HTTPStatus.FORBIDDEN)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import sys
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from html import escape
+from pathlib import Path
 from threading import Thread
 
 import uvicorn
@@ -48,8 +52,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 def address(listening: socket.socket) -> str:
     """Give the address under which a browser on this machine finds a listening socket's page."""
     host, port = listening.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
@@ -88,8 +91,30 @@ def serve(companion: Companion, listening: socket.socket, host: str, browser: bo
         server_header=False,
     )
     server = uvicorn.Server(config)
-    if browser:
-        # In a thread: some browsers' commands return when the browser is closed.
-        Thread(target=webbrowser.open, args=(page,), daemon=True).start()
-    with suppress(KeyboardInterrupt):  # how it is meant to be stopped
+    entrance = companion.session.files.entrance
+    with (
+        _shown(page, entrance) if browser else nullcontext(),
+        suppress(KeyboardInterrupt),
+    ):  # how it is meant to be stopped
         server.run(sockets=[listening])
+
+
+@contextmanager
+def _shown(page: str, entrance: Path) -> Iterator[None]:
+    """Show a page in the user's browser, by way of a file that leads there and that nobody else may read.
+
+    A browser's command line is everybody's to read on this machine, and the page's address has the token in it.
+    """
+    try:
+        entrance.unlink(missing_ok=True)  # which a killed process may have left
+        with open(os.open(entrance, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(f'<!doctype html>\n<meta http-equiv="refresh" content="0; url={escape(page)}">\n')
+    except OSError:  # a full disk, say; the address was printed
+        yield
+        return
+    # In a thread: some browsers' commands return when the browser is closed.
+    Thread(target=webbrowser.open, args=(entrance.absolute().as_uri(),), daemon=True).start()
+    try:
+        yield
+    finally:
+        entrance.unlink(missing_ok=True)

@@ -34,6 +34,11 @@ class SessionFiles:
         return self.out.with_name(f"{self._name}.calibration.json")
 
     @property
+    def entrance(self) -> Path:
+        """``MY.calibration.html``, there while the session is open in a browser: it leads to the page."""
+        return self.out.with_name(f"{self._name}.calibration.html")
+
+    @property
     def lock(self) -> Path:
         """``.MY.calibration.lock``, there while the session is open; it says where."""
         return self.out.with_name(f".{self._name}.calibration.lock")

@@ -47,8 +47,6 @@ class Calibration:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.address = ""
         self.token = ""
-        # It keeps the cookie by which the page's address lets a browser in.
-        self.browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
 
     def wait(self) -> None:
         """Wait for the page."""
@@ -56,9 +54,7 @@ class Calibration:
             raise TypeError("the server's output is read")
         for line in self.process.stdout:
             if line.startswith("Open "):
-                self.address, query = re.findall(r"(http://[^\s?]+)(\S*)", line)[0]
-                page = self.ask(query).decode()
-                self.token = re.findall(r'name="calibration-token" content="([^"]+)"', page)[0]
+                self.address, self.token = re.findall(r"(http://[^\s#]+)#token=(\S+)", line)[0]
                 return
         raise KilledError
 
@@ -66,7 +62,7 @@ class Calibration:
         """Make one request, a POST where it has content."""
         request = urllib.request.Request(self.address + path, content, {"x-calibration-token": self.token})
         try:
-            with self.browser.open(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return bytes(answer.read())
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
             if isinstance(error, urllib.error.HTTPError):

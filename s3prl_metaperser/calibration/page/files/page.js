@@ -1,10 +1,16 @@
 // The page of `metaperser calibrate`: one clip after the other, and at any time the model that comes of the answers.
 "use strict";
 
-const TOKEN = document.querySelector('meta[name="calibration-token"]').content;
+// In the address that the program printed; kept by this tab alone, so that it can be reloaded.
+const tokenIn = (hash) => new URLSearchParams(hash.slice(1)).get("token");
+if (tokenIn(location.hash)) {
+  sessionStorage.setItem("token", tokenIn(location.hash));
+  history.replaceState(null, "", "/");
+}
+const TOKEN = sessionStorage.getItem("token") ?? "";
 const MOST_BYTES = Number(document.body.dataset.mostBytes);
 const MOST_SECONDS = Number(document.body.dataset.mostSeconds);
-const NO_ANSWER = "The program does not answer. Start it again with the same command, then reload this page: your saved answers are kept.";
+const NO_ANSWER = "The program does not answer. Start it again with the same command, and open the address that it prints: your saved answers are kept.";
 
 const element = (id) => document.getElementById(id);
 const audio = element("audio");
@@ -17,27 +23,23 @@ let comparedLabels = null; // how many labels the comparison on show was made of
 
 // --- asking the server
 
-class Refusal extends Error {
-  constructor(message, stale) {
-    super(message);
-    this.stale = stale;
-  }
-}
+class Refusal extends Error {}
 
 async function ask(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { ...options, headers: { "X-Calibration-Token": TOKEN } });
   } catch {
-    throw new Refusal(NO_ANSWER, true);
+    throw new Refusal(NO_ANSWER);
   }
   if (response.ok) return response;
   const said = await response.json().catch(() => ({}));
-  throw new Refusal(sentence(said.message ?? `The program answered ${response.status}.`), response.status === 403);
+  throw new Refusal(sentence(said.message ?? `The program answered ${response.status}.`));
 }
 
 const post = async (path, body) => (await ask(path, { method: "POST", body })).json();
 const get = async (path) => (await ask(path)).json();
+const getUrl = async (path) => URL.createObjectURL(await (await ask(path)).blob());
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 // --- saying what went wrong
@@ -48,8 +50,7 @@ function say(id, text = "") {
 
 function complain(id, error) {
   say(id, error.message);
-  if (error.stale) element(id).append(button("Reload", () => location.reload()));
-  else if (!(error instanceof Refusal)) console.error(error);
+  if (!(error instanceof Refusal)) console.error(error);
 }
 
 async function busy(control, message, work) {
@@ -73,7 +74,6 @@ function make(tag, properties = {}, ...children) {
   return made;
 }
 
-const button = (text, onclick) => make("button", { type: "button", textContent: text, onclick });
 const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 const percent = (share) => `${Math.round(100 * share)}%`;
 
@@ -83,7 +83,7 @@ const loaded = new Map();
 
 function load(number) {
   if (!loaded.has(number)) {
-    const url = ask(`/clips/${number}`).then((response) => response.blob()).then(URL.createObjectURL);
+    const url = getUrl(`/clips/${number}`);
     url.catch(() => loaded.delete(number));
     loaded.set(number, url);
   }
@@ -145,6 +145,7 @@ function togglePlaying() {
 
 function take(state) {
   session = state;
+  for (const place of document.querySelectorAll("[data-place]")) place.textContent = session.places[place.dataset.place];
   const total = session.answers.length;
   element("progress").max = total;
   element("progress").value = session.labelled + session.skipped;
@@ -208,8 +209,9 @@ async function compare() {
   say("compare", "Comparing…");
   try {
     const found = await get("/model");
+    const pictures = await Promise.all(["light", "dark"].map((theme) => getUrl(`/model/picture.png?theme=${theme}`)));
     comparedLabels = answers;
-    drawComparison(found);
+    drawComparison(found, pictures);
   } finally {
     drawModelState();
   }
@@ -222,12 +224,10 @@ async function compare() {
   }
 }
 
-function drawComparison({ emotions, sentences, clips, change }) {
+function drawComparison({ emotions, sentences, clips, change }, pictures) {
   const said = sentences.length ? sentences : ["Your model hears much as the average listener does, so far."];
   element("sentences").replaceChildren(...said.map((text) => make("li", { textContent: text })));
-  const fresh = Date.now();
-  element("picture").src = `/model/picture.png?theme=light&at=${fresh}`;
-  element("picture-dark").srcset = `/model/picture.png?theme=dark&at=${fresh}`;
+  [element("picture").src, element("picture-dark").srcset] = pictures;
   const columns = ["others hear", "clips", ...emotions].map((name) => make("th", { scope: "col", textContent: name }));
   const rows = emotions.map((name, row) =>
     make(
@@ -247,6 +247,17 @@ function drawComparison({ emotions, sentences, clips, change }) {
 }
 
 const signed = (points) => (Math.round(points) > 0 ? "+" : Math.round(points) < 0 ? "−" : "") + Math.abs(Math.round(points));
+
+async function download() {
+  say("download", "Preparing…");
+  try {
+    const href = await getUrl("/model/checkpoint");
+    make("a", { href, download: session.places.out.split("/").at(-1) }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000); // it is a copy of the whole model, in memory
+  } finally {
+    say("download", "Download my model");
+  }
+}
 
 // --- a clip of one's own
 
@@ -341,7 +352,7 @@ async function asWav(blob) {
     const buffer = await context.decodeAudioData(await blob.arrayBuffer());
     return new Blob([wav(buffer)], { type: "audio/wav" });
   } catch {
-    throw new Refusal("The recording is empty; hold on a little before you stop it.", false);
+    throw new Refusal("The recording is empty; hold on a little before you stop it.");
   } finally {
     await context.close();
   }
@@ -447,11 +458,13 @@ element("upload").addEventListener("change", (event) => {
   if (file) busy(event.target, "try-message", () => predict(file, file.name));
 });
 element("record").addEventListener("click", record);
+element("download").addEventListener("click", (event) => busy(event.currentTarget, "model-message", download));
 element("finish").addEventListener("click", (event) => busy(event.currentTarget, "stop-message", finish));
 element("close").addEventListener("click", (event) => busy(event.currentTarget, "stop-message", close));
 remember(element("shortcuts"));
 remember(element("autoplay"));
 document.addEventListener("keydown", shortcut);
+addEventListener("hashchange", () => tokenIn(location.hash) && location.reload()); // a new address, in the same tab
 
 get("/session").then(
   (state) => {
