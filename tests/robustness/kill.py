@@ -353,6 +353,8 @@ def run(args: argparse.Namespace, root: Path) -> int:
             said = killed(subject, before, after, log, forked)
         if args.cut and subject.trains:
             said += cut_newest(subject, rng)
+        # TensorBoard's files are named after the second: by hand no command is given twice in one.
+        time.sleep(1)
         code = Started(subject, log, forked).wait()
         wrong, missing = differences(subject, expected, logged) if code == 0 else ([f"ended with code {code}"], 0)
         failed, lost = failed + bool(wrong), lost + missing
