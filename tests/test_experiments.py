@@ -31,6 +31,7 @@ from s3prl_metaperser.experiments.figure2 import figure2
 from s3prl_metaperser.experiments.grid import Grid, Node
 from s3prl_metaperser.experiments.launchers import ProcessLauncher
 from s3prl_metaperser.experiments.plan import Override, Setup
+from s3prl_metaperser.experiments.preparation import prepare
 from s3prl_metaperser.experiments.runs import Run, Upstream
 from s3prl_metaperser.experiments.table1 import table1 as plan_table1
 from s3prl_metaperser.results_file import RESULT_COLUMNS, RUN_COLUMNS
@@ -384,7 +385,7 @@ def test_what_rows_of_table2_differ_in_is_not_set_for_all_of_them(recordings, tm
             reproduce.main([*given, "--set", f"{full}={value}"])
         assert ended.value.code == 2
         assert f": {full} is what rows of Table 2 differ in" in capsys.readouterr().err.splitlines()[-1]
-        assert not (tmp_path / "out/runs").exists()
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_flag_given_again_adds_to_what_it_was_given_before():
@@ -707,6 +708,45 @@ class TestReproduce:
         capsys.readouterr()
         assert reproduce.main([*arguments, "--dry-run"]) == 0
         assert "to run" not in capsys.readouterr().out
+
+    def refused(self, capsys, *arguments):
+        """Give the one line; nothing is said on standard output."""
+        with pytest.raises(SystemExit) as ended:
+            reproduce.main([str(one) for one in arguments])
+        said = capsys.readouterr()
+        assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+        return said.err
+
+    def test_what_is_refused_leaves_no_corpus(self, recordings, tmp_path, capsys):
+        out = tmp_path / "out"
+        given = [recordings, "--out", out, "--shots", 4, "--queries", 20, "--figure-shots", 4]
+        assert "nosuch_up" in self.refused(capsys, *given, "-u", "nosuch_up")
+        assert not out.exists()
+        out.mkdir()
+        (out / "table1.md").write_text("mine")
+        assert f"--out {out} holds table1.md" in self.refused(capsys, *given, "-u", "fbank_no_cmvn")
+        assert [path.name for path in out.iterdir()] == ["table1.md"]
+
+    def test_a_folder_keeps_the_name_of_its_corpus(self, recordings, tmp_path, capsys):
+        prepare(recordings, tmp_path / "corpus", "Demo")
+        capsys.readouterr()
+        for name in ("Berlin", ""):
+            said = self.refused(capsys, recordings, "--out", tmp_path, "--name", name)
+            assert f"corpus was prepared with --name 'Demo', not {name!r}; give the same, or another --out" in said
+
+    def test_killed_between_the_corpus_and_its_description_it_goes_on(self, recordings, tmp_path, capsys):
+        folder = tmp_path / "corpus"
+        prepare(recordings, folder, "Demo")
+        whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+        (folder / "corpus.json").unlink()
+        prepare(recordings, folder, "Demo")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+        (folder / "corpus.json").unlink()
+        (folder / "annotations.csv").write_text("mine")
+        capsys.readouterr()
+        said = self.refused(capsys, recordings, "--out", tmp_path, "--name", "Demo")
+        assert f"annotations.csv is not of {recordings}; move it away, or give another --out" in said
+        assert (folder / "annotations.csv").read_text() == "mine"
 
     def test_a_wrong_root_is_one_line(self, tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:

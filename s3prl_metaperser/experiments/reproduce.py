@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from s3prl_metaperser.argument_types import given_path
 from s3prl_metaperser.errors import run_as_command
@@ -20,12 +21,16 @@ from s3prl_metaperser.experiments.commands import (
     add_recipes,
     add_run_arguments,
     add_shots,
+    make_launcher,
     make_setup,
     recipes_of,
     run_all,
     unique,
 )
 from s3prl_metaperser.experiments.preparation import prepare
+
+if TYPE_CHECKING:
+    from s3prl_metaperser.experiments.experiment import Experiment
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,28 +62,39 @@ def reproduce(args: argparse.Namespace) -> int:
     Raises:
         MetaPerSERError: when something that was given is wrong.
     """
-    if not args.dry_run:
-        return _reproduce(args, args.out / "corpus")
-    with tempfile.TemporaryDirectory() as folder:
-        return _reproduce(args, Path(folder) / "corpus")
+    recipes_of(args)  # refuses some, which reading the recordings need not come before
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            corpus = Path(folder) / "corpus"
+            prepare(args.root, corpus, args.name)
+            return run_all(args, _experiments(args, corpus))
+    corpus = args.out / "corpus"
+    prepare(args.root, corpus, args.name, lambda draft: _check(args, draft))
+    return run_all(args, _experiments(args, corpus))
 
 
-def _reproduce(args: argparse.Namespace, corpus: Path) -> int:
-    recipes = recipes_of(args)
-    prepare(args.root, corpus, args.name)
+def _experiments(args: argparse.Namespace, corpus: Path) -> list[Callable[[], Experiment]]:
     from s3prl_metaperser.experiments.figure2 import figure2
     from s3prl_metaperser.experiments.table1 import table1
     from s3prl_metaperser.experiments.table2 import table2
 
+    recipes = recipes_of(args)
     setup = make_setup(args, corpus, args.out, args.shots)
-    return run_all(
-        args,
-        [
-            lambda: table1(setup, args.inner_lr, recipes),
-            lambda: table2(setup, args.inner_lr),
-            lambda: figure2(setup, args.inner_lr, recipes, unique(args.figure_shots)),
-        ],
-    )
+    return [
+        lambda: table1(setup, args.inner_lr, recipes),
+        lambda: table2(setup, args.inner_lr),
+        lambda: figure2(setup, args.inner_lr, recipes, unique(args.figure_shots)),
+    ]
+
+
+def _check(args: argparse.Namespace, corpus: Path) -> None:
+    """Find what is wrong with the experiments before their folder is made; :func:`run_all` looks again."""
+    from s3prl_metaperser.experiments.experiment import refuse_others
+
+    launcher = make_launcher(args)
+    planned = [make() for make in _experiments(args, corpus)]
+    refuse_others(args.out)
+    planned[0].setup.check(launcher.check, launcher.is_elsewhere)  # all three have the same
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
