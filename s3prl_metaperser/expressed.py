@@ -7,7 +7,8 @@ that annotator's own naming; the M step counts. Expressed emotions are named aft
 the first posterior is the mean of the labels.
 
 Source: Dawid and Skene 1979, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm"; labels
-here are distributions, and count as such.
+here are distributions, and count as such. One departure: the prior over expressed emotions counts a clip once for each
+label that it has, not once as their mean of posteriors does, so that clips that many labelled weigh more.
 """
 
 from __future__ import annotations
