@@ -448,6 +448,21 @@ def test_clips_that_cannot_be_read_are_left_out_of_suggestions_and_named_togethe
     )
 
 
+def test_names_that_no_csv_of_labels_holds_are_not_suggested_and_shown_escaped(called, corpus, tmp_path):
+    root = tmp_path / "clips"
+    shutil.copytree(corpus / "audio", root)
+    for name in ("esc\x1b[31m.wav", "line\nbreak.wav", "tab\t.wav"):
+        shutil.copy(root / "Ses01_00.wav", root / name)
+    given = ("--checkpoint", "frozen/dev-best.ckpt", "--device", "cpu")
+    blank = tmp_path / "suggested.csv"
+    done = called("suggest", *given, "--audio-root", root, "--n", 100, "--out", blank)
+    assert "1 of 63 recordings are left out, such as 'esc\\x1b[31m.wav', which holds a control char" in done.stderr
+    blank.write_text(blank.read_text().replace("Ses01_00.wav,", "Ses01_00.wav,sad"))
+    assert read_labels(blank, root).audio == ("Ses01_00.wav",)
+    table = called("predict", *given, root / "esc\x1b[31m.wav", root / "line\nbreak.wav").stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["recording", "esc\\x1b[31m.wav", "line\\nbreak.wav"]
+
+
 def test_a_half_filled_csv_of_suggestions_is_adapted_to(called, corpus, tmp_path):
     half = tmp_path / "half.csv"
     half.write_text(

@@ -73,12 +73,12 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from s3prl_metaperser.calibration.server import address, listen
     from s3prl_metaperser.calibration.session_files import SessionFiles
     from s3prl_metaperser.personalize.recogniser import refuse_existing
-    from s3prl_metaperser.personalize.recordings import find_recordings, readable
+    from s3prl_metaperser.personalize.recordings import find_recordings, nameable, readable
 
     refuse_existing(args.out, overwrite=True, sources=(args.checkpoint, args.upstream_ckpt))
     if args.n is not None and args.n < 1:
         raise MetaPerSERError(f"--n {args.n}: expected at least one clip")
-    recordings = readable(args.audio_root, find_recordings(args.audio_root))
+    recordings = readable(args.audio_root, nameable(find_recordings(args.audio_root)))
     refuse_existing(args.out, overwrite=True, sources=(args.audio_root / name for name in recordings))
     origin, emotions = _origin(args.checkpoint, args.audio_root)
     files = SessionFiles(args.out)

@@ -156,10 +156,10 @@ def run_suggest(args: argparse.Namespace) -> int:
     from s3prl_metaperser.corpus.manifest import files_of
     from s3prl_metaperser.errors import MetaPerSERError
     from s3prl_metaperser.personalize.labels import read_labels, write_labels
-    from s3prl_metaperser.personalize.recordings import find_recordings, readable
+    from s3prl_metaperser.personalize.recordings import find_recordings, nameable, readable
 
     _refuse_existing_csv(args.out, args.overwrite, (args.checkpoint, args.upstream_ckpt, args.labels))
-    recordings = readable(args.audio_root, find_recordings(args.audio_root))
+    recordings = readable(args.audio_root, nameable(find_recordings(args.audio_root)))
     answers = None if args.labels is None else read_labels(args.labels, args.audio_root)
     # A clip that was answered with "other" tells nothing of the others, and is not to be asked again either.
     labelled, answered = (answers.audio, {*answers.audio, *answers.left_out}) if answers is not None else ((), set())
@@ -405,7 +405,7 @@ def _as_csv(heard: Sequence[Heard], emotions: Sequence[str]) -> str:
 
 
 def _as_table(heard: Sequence[Heard], emotions: Sequence[str]) -> str:
-    names = _shortened([one.audio for one in heard])
+    names = [_printable(name) for name in _shortened([one.audio for one in heard])]
     decided = [", ".join(one.emotions) or "(none)" for one in heard]
     widths = [max(map(len, ["recording", *names])), max(map(len, ["hears", *decided]))]
     columns = [max(len(emotion), 5) for emotion in emotions]
@@ -415,6 +415,11 @@ def _as_table(heard: Sequence[Heard], emotions: Sequence[str]) -> str:
         cells = (f"{one.probabilities[emotion]:{w}.3f}" for emotion, w in zip(emotions, columns, strict=True))
         lines.append("  ".join([name.ljust(widths[0]), chosen.ljust(widths[1]), *cells]))
     return "\n".join(lines) + "\n"
+
+
+def _printable(name: str) -> str:
+    """Escape what would split a row or command a terminal."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def _shortened(names: list[str]) -> list[str]:

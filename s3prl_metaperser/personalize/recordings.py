@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from s3prl_metaperser.corpus.checks import check_inside_root
 from s3prl_metaperser.errors import MetaPerSERError
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph"})
@@ -79,6 +80,28 @@ def readable(root: Path, recordings: Sequence[str]) -> tuple[str, ...]:
             f"{next(iter(faults.values()))}",
             file=sys.stderr,
         )
+    return tuple(name for name in recordings if name not in faults)
+
+
+def nameable(recordings: Sequence[str]) -> tuple[str, ...]:
+    """Leave out recordings whose names no file of labels can hold, and say so on stderr.
+
+    Args:
+        recordings: as :func:`find_recordings` gives them.
+
+    Raises:
+        MetaPerSERError: when none is left.
+    """
+    faults = {name: fault for name in recordings if (fault := check_inside_root(name)) is not None}
+    if not faults:
+        return tuple(recordings)
+    name, fault = next(iter(faults.items()))
+    if len(faults) == len(recordings):
+        raise MetaPerSERError(f"no recording has a name that can be labelled: {name!r} {fault}; rename them")
+    print(
+        f"metaperser: {len(faults)} of {len(recordings)} recordings are left out, such as {name!r}, which {fault}",
+        file=sys.stderr,
+    )
     return tuple(name for name in recordings if name not in faults)
 
 
