@@ -24,7 +24,7 @@ from s3prl_metaperser.checkpoints import read_checkpoint
 from s3prl_metaperser.checksums import CheckedFolder, sealed
 from s3prl_metaperser.corpus.synthetic import write_demo_corpus
 from s3prl_metaperser.errors import MetaPerSERError
-from s3prl_metaperser.experiments import reproduce
+from s3prl_metaperser.experiments import conduct, reproduce
 from s3prl_metaperser.experiments.conduct import report, tell_replaced
 from s3prl_metaperser.experiments.experiment import own_names, refuse_others
 from s3prl_metaperser.experiments.figure2 import figure2
@@ -32,7 +32,7 @@ from s3prl_metaperser.experiments.grid import Grid, Node
 from s3prl_metaperser.experiments.launchers import ProcessLauncher
 from s3prl_metaperser.experiments.plan import Override, Setup
 from s3prl_metaperser.experiments.preparation import prepare
-from s3prl_metaperser.experiments.runs import Run, Upstream
+from s3prl_metaperser.experiments.runs import Run, Upstream, last_words
 from s3prl_metaperser.experiments.table1 import table1 as plan_table1
 from s3prl_metaperser.results_file import RESULT_COLUMNS, RUN_COLUMNS
 from s3prl_metaperser.settings import AnnealingSettings, read_settings
@@ -173,6 +173,45 @@ class TestTable2:
         assert results.columns.tolist() == RESULT_COLUMNS
         names = ["MAML", "MAML+INI", "MAML+INI+CSMT", "MAML+INI+DA", "MAML+INI+LSLR", "MAML+INI+CSMT+DA+LSLR"]
         assert results["system"].drop_duplicates().tolist() == names
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (
+            "overall: 0%| | 0/4\nmetaperser: error: E3 diverged; lower it\n\noverall: 0%|   | 0/4 [00:00<?]\r",
+            "metaperser: error: E3 diverged; lower it",
+        ),
+        ("50%|#| 2/4\x1b[A1%|  |metaperser predict: error: no\x1b[A50%|#| 2/4", "metaperser predict: error: no"),
+        ("Traceback\nKeyError: 'x'\n  5%|  | 1/20", "KeyError: 'x'"),
+        ("run_downstream: error: full\n[metaperser] this training was stopped; it goes on\nKilled", "Killed"),
+        ("1%| | 1/100\n", "1%| | 1/100"),
+        ("\n \n", "it said nothing"),
+    ],
+)
+def test_the_reason_of_a_failure_is_its_error_not_a_bar_that_is_drawn_after_it(tmp_path, log, said):
+    (tmp_path / "log").write_text(log)
+    assert last_words(tmp_path / "log") == said
+
+
+def test_what_the_last_command_has_not_made_is_not_left_of_the_one_before(out, small_corpus, tmp_path, monkeypatch):
+    """No run of Meta-PerSER has ended well, and then none at all."""
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("*.ckpt"))
+    setup = setup_of(small_corpus, copy, "linear")
+    read, left = conduct.read_results, lambda rows: rows[rows["system"] != "Meta-PerSER"]
+    monkeypatch.setattr(conduct, "read_results", lambda *given: left(read(*given)))
+    report(setup)
+    assert {path.name for path in copy.glob("table1*")} >= {"table1.csv", "table1.md", "table1.tex", "table1.svg"}
+    assert not list(copy.glob("table1-comparison.*"))
+    monkeypatch.setattr(conduct, "read_results", lambda *given: read(*given)[:0])
+    report(setup)
+    made = [path.name for kind in ("table1", "table2", "figure2") for path in copy.glob(f"{kind}*")]
+    assert sorted(made) == ["figure2.json", "table1.json", "table2.json"]
+    monkeypatch.undo()
+    report(setup)
+    again = {path.name: path.read_bytes() for path in copy.glob("table*.csv")}
+    assert again == {path.name: path.read_bytes() for path in out.glob("table*.csv")}
 
 
 class TestFigure2:

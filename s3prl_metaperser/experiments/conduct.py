@@ -20,6 +20,7 @@ from s3prl_metaperser.experiments.experiment import (
     claim_folder,
     read_results,
     refuse_others,
+    remove_unmade,
     results_name,
     write_results,
 )
@@ -108,6 +109,8 @@ def report(setup: Setup) -> Path:
         own = [Section(kind, "No run of this experiment has ended well.")]
         if not results.empty:
             own = present(out, _title(setup, kind), record, results)
+        made = {section.csv.stem for section in own if section.csv is not None}
+        remove_unmade(out, kind, made if results.empty else {kind, *made})
         if not record.is_of_the_runs_in(out):
             stale = f"made of runs that are no longer there; this brings it up to date: {record.command}"
             _warn(f"{out}: its {kind} is {stale}")

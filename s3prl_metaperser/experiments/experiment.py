@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -250,6 +250,20 @@ def own_names() -> list[str]:
         names += [f"{results_name(kind)}.csv", f"failures{_suffix(kind)}.csv"]
         names += [f"{table}.{ending}" for table in (kind, f"{kind}-comparison") for ending in ENDINGS]
     return names
+
+
+def remove_unmade(out: Path, kind: Kind, made: Collection[str]) -> None:
+    """Remove what an earlier command of a kind has made of its runs, and the last one has not: all but its rows.
+
+    Args:
+        out: the experiment's folder.
+        kind: of the experiment.
+        made: names, without ending, of the tables that were made now.
+    """
+    for table in {kind, f"{kind}-comparison"}.difference(made):
+        for ending in ENDINGS:
+            if ending != "json":  # the record of the last command
+                (out / f"{table}.{ending}").unlink(missing_ok=True)
 
 
 def refuse_others(out: Path) -> None:

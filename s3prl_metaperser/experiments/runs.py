@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -283,7 +284,7 @@ class Run:
             return None
         remove_leftovers(self.folder, "*")
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(f"\n[metaperser] this training was stopped; it goes on from {state.name}\n")
+            log.write(f"\n{GOING_ON}; it goes on from {state.name}\n")
         return state
 
     def _beginning(self) -> str:
@@ -383,11 +384,21 @@ def thread_limits(threads: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
+ERROR = re.compile(r"\b(?:metaperser|run_downstream)\b[^:]*: error: .*")
+"""The one line in which a command of this package says what was wrong, also behind a bar that was not ended."""
+BAR = re.compile(r"\d+%\|")
+GOING_ON = "[metaperser] this training was stopped"
+"""Stands in a log where a later start of the same training begins."""
+
+
 def last_words(log: Path) -> str:
-    """Give the last line of a log."""
+    """Give the last error that a log names, else its last line that is no progress bar, which are drawn after it."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return "it left no log"
-    said = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-    return said[-1] if said else "it said nothing"
+    last = text.rpartition(GOING_ON)[2].replace("\r", "\n").replace("\x1b[A", "\n")
+    said = [line.strip() for line in last.split("\n") if line.strip()]
+    errors = [found[0] for line in said if (found := ERROR.search(line))]
+    lines = [line for line in said if not BAR.search(line)]
+    return (errors or lines or said or ["it said nothing"])[-1]
