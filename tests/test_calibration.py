@@ -33,7 +33,7 @@ from s3prl_metaperser.calibration.application import application
 from s3prl_metaperser.calibration.companion import Companion
 from s3prl_metaperser.calibration.explain import differences
 from s3prl_metaperser.calibration.guard import TOKEN_HEADER
-from s3prl_metaperser.calibration.server import address, listen, serve
+from s3prl_metaperser.calibration.server import REDIRECTION, address, listen, serve
 from s3prl_metaperser.calibration.session import Origin, Session
 from s3prl_metaperser.calibration.session_files import SessionFiles
 from s3prl_metaperser.corpus.emotions import EMOTIONS
@@ -701,7 +701,7 @@ class TestAddress:
 
         monkeypatch.setattr(webbrowser, "open", opened)
         monkeypatch.setattr(uvicorn.Server, "run", run)
-        session.files.entrance.write_text("of an earlier start")
+        session.files.entrance.write_text(f'{REDIRECTION}http://127.0.0.1:7860/#token=of-an-earlier-start">')
         with listen("127.0.0.1", 0) as listening:
             serve(Companion(model, session, [], steps=7), listening, "127.0.0.1", browser=True)
         ((path, mode, content),) = found
@@ -714,8 +714,17 @@ class TestAddress:
         ran = []
         monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: ran.append(True))
         monkeypatch.setattr(webbrowser, "open", lambda uri: ran.append(uri))
-        session.files.entrance.mkdir()
-        with listen("127.0.0.1", 0) as listening:
-            serve(Companion(model, session, [], steps=7), listening, "127.0.0.1", browser=True)
-        assert ran == [True]
-        assert "#token=" in capsys.readouterr().out
+        entrance = session.files.entrance
+        for is_there, is_left in (
+            (entrance.mkdir, entrance.is_dir),
+            (lambda: entrance.write_text("mine"), lambda: entrance.read_text() == "mine"),
+        ):
+            is_there()
+            with listen("127.0.0.1", 0) as listening:
+                serve(Companion(model, session, [], steps=7), listening, "127.0.0.1", browser=True)
+            assert ran == [True]
+            assert is_left()
+            assert "#token=" in capsys.readouterr().out
+            ran.clear()
+            if entrance.is_dir():
+                entrance.rmdir()

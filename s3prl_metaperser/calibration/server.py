@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import sys
@@ -23,6 +22,8 @@ from s3prl_metaperser.errors import MetaPerSERError
 FIRST_PORT = 7860
 PORTS_TRIED = 20
 SHUTDOWN_SECONDS = 2
+REDIRECTION = '<!doctype html>\n<meta http-equiv="refresh" content="0; url='
+"""What a file begins with that leads to a page."""
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -92,10 +93,8 @@ def serve(companion: Companion, listening: socket.socket, host: str, browser: bo
     )
     server = uvicorn.Server(config)
     entrance = companion.session.files.entrance
-    with (
-        _shown(page, entrance) if browser else nullcontext(),
-        suppress(KeyboardInterrupt),
-    ):  # how it is meant to be stopped
+    # Ctrl-C is how it is meant to be stopped.
+    with _shown(page, entrance) if browser else nullcontext(), suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
 
 
@@ -105,11 +104,7 @@ def _shown(page: str, entrance: Path) -> Iterator[None]:
 
     A browser's command line is everybody's to read on this machine, and the page's address has the token in it.
     """
-    try:
-        entrance.unlink(missing_ok=True)  # which a killed process may have left
-        with open(os.open(entrance, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(f'<!doctype html>\n<meta http-equiv="refresh" content="0; url={escape(page)}">\n')
-    except OSError:  # a full disk, say; the address was printed
+    if not _leads_to(page, entrance):  # the address was printed
         yield
         return
     # In a thread: some browsers' commands return when the browser is closed.
@@ -118,3 +113,19 @@ def _shown(page: str, entrance: Path) -> Iterator[None]:
         yield
     finally:
         entrance.unlink(missing_ok=True)
+
+
+def _leads_to(page: str, entrance: Path) -> bool:
+    """Write a file that leads to a page, unless a file of the user's own is there, or the disk is full."""
+    try:
+        if entrance.exists() and entrance.read_bytes().startswith(REDIRECTION.encode()):
+            entrance.unlink()  # which a killed process has left
+        entrance.touch(mode=0o600, exist_ok=False)
+    except OSError:
+        return False
+    try:
+        entrance.write_text(f'{REDIRECTION}{escape(page)}">\n', encoding="utf-8")
+    except OSError:
+        entrance.unlink()
+        return False
+    return True
