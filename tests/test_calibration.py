@@ -236,6 +236,17 @@ class TestSession:
         assert Session.read(files, origin, EMOTIONS) is None
         files.check_free()
 
+    def test_folders_that_were_made_for_a_session_stay_if_anything_is_in_them(self, tmp_path):
+        files = SessionFiles(tmp_path / "new/listeners/MY.ckpt")
+        with files.held():
+            assert files.lock.exists()
+        assert not (tmp_path / "new").exists()
+        with files.held():
+            files.labels.touch()
+        with files.held():
+            pass
+        assert list(files.out.parent.iterdir()) == [files.labels]
+
     def test_one_process_at_a_time_holds_a_session_and_a_killed_one_leaves_it_free(self, files):
         code = (
             "import sys, time; from pathlib import Path\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -74,11 +74,16 @@ class SessionFiles:
         Raises:
             MetaPerSERError: another process holds it, or the folder cannot be written to.
         """
+        made = [folder for folder in self.lock.parents if not folder.exists()]
         with self._locked() as file:
             try:
                 yield Lock(file)
             finally:
                 self.lock.unlink(missing_ok=True)
+                # Of a command that was refused no folder is left either.
+                with suppress(OSError):
+                    for folder in made:
+                        folder.rmdir()
 
     def _locked(self) -> IO[str]:
         while True:
