@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from s3prl_metaperser.argument_types import given_path, given_text
 from s3prl_metaperser.personalize import STEPS
 
-DIGITS = 8
+DIGITS = 6
 """Of a printed probability."""
 
 
@@ -179,7 +179,7 @@ def run_suggest(args: argparse.Namespace) -> int:
     if len(chosen) < args.n:
         print(f"metaperser: there are only {len(chosen)} recordings to label", file=sys.stderr)
     if args.out is None:
-        print("\n".join(chosen))
+        print("\n".join(map(_printable, chosen)))
         return 0
     write_labels(args.out, dict.fromkeys(chosen, ()))
     print(f"wrote {len(chosen)} clips to {args.out}; fill in its column emotions, several joined by ';'")

@@ -161,8 +161,13 @@ class Recogniser:
             probabilities = self._through_the_whole_network(wavs, progress)
         else:
             features, names = clip_features(self.network, wavs, progress)
-            parts = [self._from_statistics(features.gather(some)) for some in _slices(names, AT_ONCE)]
-            probabilities = np.concatenate(parts)
+            parts = [features.gather(some) for some in _slices(names, AT_ONCE)]
+            # On the CPU one by one: products of matrices of other sizes differ in the last bit, and what is said of a
+            # clip is not to depend on the clips that are given with it.
+            at_once = 1 if parts[0].device.type == "cpu" else AT_ONCE
+            probabilities = np.concatenate(
+                [self._from_statistics(few) for part in parts for few in part.split(at_once)]
+            )
         finite = np.isfinite(probabilities).all(axis=1)
         if not finite.all():
             place = int(np.argmin(finite))
