@@ -201,15 +201,15 @@ def test_what_the_last_command_has_not_made_is_not_left_of_the_one_before(out, s
     setup = setup_of(small_corpus, copy, "linear")
     read, left = conduct.read_results, lambda rows: rows[rows["system"] != "Meta-PerSER"]
     monkeypatch.setattr(conduct, "read_results", lambda *given: left(read(*given)))
-    report(setup)
+    report(setup, "table1")
     assert {path.name for path in copy.glob("table1*")} >= {"table1.csv", "table1.md", "table1.tex", "table1.svg"}
     assert not list(copy.glob("table1-comparison.*"))
     monkeypatch.setattr(conduct, "read_results", lambda *given: read(*given)[:0])
-    report(setup)
+    report(setup, "table1")
     made = [path.name for kind in ("table1", "table2", "figure2") for path in copy.glob(f"{kind}*")]
     assert sorted(made) == ["figure2.json", "table1.json", "table2.json"]
     monkeypatch.undo()
-    report(setup)
+    report(setup, "table1")
     again = {path.name: path.read_bytes() for path in copy.glob("table*.csv")}
     assert again == {path.name: path.read_bytes() for path in out.glob("table*.csv")}
 
@@ -327,7 +327,7 @@ def test_what_the_report_can_no_longer_show_is_said_with_the_command_that_brings
     copy = tmp_path / "copy"
     shutil.copytree(out, copy, ignore=shutil.ignore_patterns("*.ckpt"))
     setup = setup_of(small_corpus, copy, "linear")
-    report(setup)
+    report(setup, "table1")
     assert capsys.readouterr().err == ""
     assert "no longer there" not in (copy / "report.html").read_text()
 
@@ -336,7 +336,7 @@ def test_what_the_report_can_no_longer_show_is_said_with_the_command_that_brings
     ssl_e = copy / "runs/seen/fold1/ssl_e_paper/done.json"
     ssl_e.write_text(json.dumps(sealed(json.loads(ssl_e.read_text()) | {"fingerprint": "of other recordings"})))
     (copy / "results-figure2.csv").unlink()
-    report(setup)
+    report(setup, "table1")
     *stale, gone = capsys.readouterr().err.splitlines()
     command = record(copy, "figure2")["command"]
     assert f"results-figure2.csv is gone, and report.html is without figure2; this brings them back: {command}" in gone
@@ -347,10 +347,18 @@ def test_what_the_report_can_no_longer_show_is_said_with_the_command_that_brings
         assert line == f"metaperser: {copy}: its {kind} is {said}{record(copy, kind)['command']}"
         assert f"This {kind} is {said}" in shown
 
+    table1 = record(copy, "table1") | {"sources": table2["sources"] | {"recordings": "of before"}}
+    CheckedFolder(copy).replace({"table1.json": json.dumps(table1), "table2.json": json.dumps(table2)})
+    report(setup, "table2")
+    first, *_ = capsys.readouterr().err.splitlines()
+    said = "made of other recordings than table2; this brings it up to date: "
+    assert first == f"metaperser: {copy}: its table1 is {said}{table1['command']}"
+    assert f"This table1 is {said}" in (copy / "report.html").read_text()
+
     for kind in ("table1", "table2"):
-        old = {key: value for key, value in record(copy, kind).items() if key != "made_of"}
+        old = {key: value for key, value in record(copy, kind).items() if key not in ("made_of", "sources")}
         CheckedFolder(copy).replace({f"{kind}.json": json.dumps(old)})
-    report(setup)
+    report(setup, "table1")
     assert "no longer there" not in capsys.readouterr().err, "made before fingerprints were kept"
 
 

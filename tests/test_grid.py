@@ -158,6 +158,26 @@ def test_a_run_is_of_the_content_of_all_that_it_reads(reader, tmp_path, changed,
     assert not reader.is_done()
 
 
+@pytest.mark.parametrize(
+    ("changed", "source"),
+    [
+        ("corpus/audio/Ses03_07.wav", "recordings"),
+        ("hubert/model.safetensors", "upstream weights"),
+        ("corpus/annotations.csv", None),
+    ],
+)
+def test_a_run_that_has_ended_says_which_of_its_sources_is_another(reader, tmp_path, changed, source):
+    """What settings tell, and a folder of experiments therefore refuses, is none."""
+    Grid([Node("reader", reader)]).run(Play(), 1)
+    before = runs.sources_of(reader.folder)
+    assert set(before) == {"code", "recordings", "upstream weights"}
+    with (tmp_path / changed).open("ab") as file:
+        file.write(b"\n")
+    Grid([Node("reader", reader)]).run(Play(), 1)
+    after = runs.sources_of(reader.folder)
+    assert [name for name in before if before[name] != after[name]] == ([source] if source else [])
+
+
 def test_a_run_is_of_its_libraries(reader, monkeypatch):
     with_these = reader.fingerprint()
     for library in ("torch", "transformers"):

@@ -70,7 +70,7 @@ def conduct(experiment: Experiment, launcher: Launcher, jobs: int) -> Outcome:
             outcome = Grid(experiment.nodes).run(launcher, jobs)
         write_results(experiment.results(outcome), setup.out, experiment.kind)
         Record.of(experiment, outcome).write(setup.out, experiment.kind)
-        report(setup)
+        report(setup, experiment.kind)
     return outcome
 
 
@@ -89,12 +89,18 @@ def tell_replaced(experiment: Experiment) -> None:
     )
 
 
-def report(setup: Setup) -> Path:
+def report(setup: Setup, newest: Kind) -> Path:
     """Write tables, figures and the report of all experiments made in a folder so far.
 
-    One whose rows are gone is left out, one whose runs have been replaced is marked, and stderr names them.
+    One whose rows are gone is left out. One whose runs have been replaced, or have read other recordings, weights or
+    code than those of the newest, is marked. stderr names them.
+
+    Args:
+        setup: of the folder.
+        newest: the experiment that has just been conducted.
     """
     out = setup.out
+    last = Record.read(out, newest)
     records: dict[Kind, Record] = {}
     sections: list[Section] = []
     for kind, present in PRESENTERS.items():
@@ -111,8 +117,10 @@ def report(setup: Setup) -> Path:
             own = present(out, _title(setup, kind), record, results)
         made = {section.csv.stem for section in own if section.csv is not None}
         remove_unmade(out, kind, made if results.empty else {kind, *made})
-        if not record.is_of_the_runs_in(out):
-            stale = f"made of runs that are no longer there; this brings it up to date: {record.command}"
+        others = record.other_sources(last) if last is not None else []
+        if others or not record.is_of_the_runs_in(out):
+            made_of = f"other {' and '.join(others)} than {newest}" if others else "runs that are no longer there"
+            stale = f"made of {made_of}; this brings it up to date: {record.command}"
             _warn(f"{out}: its {kind} is {stale}")
             own = [replace(own[0], text=f"This {kind} is {stale}\n{own[0].text}"), *own[1:]]
         sections += own

@@ -18,7 +18,7 @@ from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.experiments.grid import Node, Outcome
 from s3prl_metaperser.experiments.plan import RUNS, Setup
 from s3prl_metaperser.experiments.report import NAME as REPORT
-from s3prl_metaperser.experiments.runs import FAILURES, RESULTS, fingerprint_of
+from s3prl_metaperser.experiments.runs import FAILURES, RESULTS, fingerprint_of, sources_of
 from s3prl_metaperser.results_file import DIVERGED_AT, FAILURE_COLUMNS, RESULT_COLUMNS
 from s3prl_metaperser.settings import Scenario
 
@@ -140,6 +140,7 @@ class Record:
         failures: a line each.
         runs: rows of name, seconds and state.
         made_of: folder of a run that was done, in that of all runs → the run's fingerprint.
+        sources: what its runs read and no setting tells, such as ``recordings`` → hash.
     """
 
     command: str
@@ -149,6 +150,7 @@ class Record:
     failures: list[str] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     made_of: dict[str, str | None] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment, outcome: Outcome) -> Record:
@@ -160,6 +162,7 @@ class Record:
             {"run": name, "seconds": outcome.seconds.get(name), "state": outcome.states[name]}
             for name in (node.name for node in experiment.nodes)
         ]
+        done = [run.folder for name, run in outcome.runs.items() if outcome.is_done(name)]
         return cls(
             experiment.command,
             experiment.setup.folds_of(),
@@ -167,16 +170,18 @@ class Record:
             experiment.chosen(outcome),
             failures,
             runs,
-            {
-                run.folder.relative_to(experiment.setup.folder("")).as_posix(): fingerprint_of(run.folder)
-                for name, run in outcome.runs.items()
-                if outcome.is_done(name)
-            },
+            {folder.relative_to(experiment.setup.folder("")).as_posix(): fingerprint_of(folder) for folder in done},
+            # They are the same for all: a run of other sources would not be done.
+            next((found for folder in done if (found := sources_of(folder))), {}),
         )
 
     def is_of_the_runs_in(self, out: Path) -> bool:
         """Tell whether the runs that it was made of are still those of the folder."""
         return all(fingerprint_of(out / RUNS / folder) == fingerprint for folder, fingerprint in self.made_of.items())
+
+    def other_sources(self, newest: Record) -> list[str]:
+        """Name the sources that are not what the newest experiment of the folder has read."""
+        return [name for name, digest in self.sources.items() if newest.sources.get(name, digest) != digest]
 
     def write(self, out: Path, kind: Kind) -> None:
         """Write ``KIND.json``."""

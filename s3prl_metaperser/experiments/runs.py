@@ -49,6 +49,9 @@ KEPT = (
 )
 """Files of a run that have a checksum in ``done.json``, as far as they are there."""
 
+CODE, RECORDINGS, WEIGHTS = "code", "recordings", "upstream weights"
+"""Sources of a run."""
+
 PROGRAM = (sys.executable, "-m", "s3prl_metaperser.run_downstream")
 LIBRARIES = ("s3prl", "torch", "torchaudio", "transformers", "numpy", "higher")
 """Those whose version may change a run's numbers."""
@@ -78,6 +81,10 @@ def _file_fingerprint(path: Path) -> str:
 def _content_hash(path: Path, size: int, changed: int, replaced: int) -> str:
     """Hash a file; the rest is what a changed file is told from a remembered one by, as in a feature cache."""
     return checksums.of_file(path)
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprints(place: Path) -> list[str]:
@@ -217,9 +224,9 @@ class Run:
         corpus = Path(expert.pop("corpus"))
         manifest = [_file_fingerprint(corpus / name) for name in (ANNOTATIONS_FILE, CORPUS_FILE)]
         read = [Path(path) for path in (self.checkpoint, expert.pop("init_from", None)) if path]
-        upstream, ckpt = self.upstream, self.upstream.ckpt
-        if ckpt and Path(ckpt).exists():
-            read.append(Path(ckpt))
+        upstream, ckpt = self.upstream, self._upstream_file()
+        if ckpt is not None:
+            read.append(ckpt)
             upstream = replace(upstream, ckpt="")
         parts = {
             "code": _code_fingerprint(),
@@ -231,7 +238,22 @@ class Run:
             "files": [*manifest, *(digest for path in read for digest in _fingerprints(path))],
             "audio": _audio_fingerprints(corpus, manifest, feature_cache),
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return _hash(parts)
+
+    def _upstream_file(self) -> Path | None:
+        ckpt = self.upstream.ckpt
+        return Path(ckpt) if ckpt and Path(ckpt).exists() else None
+
+    def _sources(self) -> dict[str, str]:
+        """Hash, one by one, what all runs of a folder read and no setting of them tells."""
+        expert = self.config["downstream_expert"]
+        corpus, ckpt = Path(expert["corpus"]), self._upstream_file()
+        manifest = [_file_fingerprint(corpus / name) for name in (ANNOTATIONS_FILE, CORPUS_FILE)]
+        return {
+            CODE: _code_fingerprint(),
+            RECORDINGS: _hash(_audio_fingerprints(corpus, manifest, read_settings(expert).feature_cache)),
+            WEIGHTS: _hash(_fingerprints(ckpt) if ckpt is not None else []),
+        }
 
     def is_done(self) -> bool:
         """Tell whether this very run has ended well, and what it left is still there; say so where it is damaged."""
@@ -255,7 +277,7 @@ class Run:
         return _file_fingerprint(path) if path.exists() else None
 
     def record(self) -> dict[str, Any]:
-        """Read ``done.json``: fingerprint, files' checksums, command, when it started and ended, and how many seconds.
+        """Read ``done.json``: fingerprint, sources, files' checksums, command, start, end, and how many seconds.
 
         Of a training that has gone on, times are those of its last part.
 
@@ -358,6 +380,7 @@ class Run:
             "started": started.isoformat(timespec="milliseconds"),
             "ended": ended.isoformat(timespec="milliseconds"),
             "seconds": round((ended - started).total_seconds(), 1),
+            "sources": self._sources(),
             "files": {name: digest for name in KEPT if (digest := self._checksum(name)) is not None},
         }
         write_text(self.folder / DONE, json.dumps(checksums.sealed(record), indent=2) + "\n")
@@ -369,6 +392,14 @@ def fingerprint_of(folder: Path) -> str | None:
         return str(_record(folder)["fingerprint"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def sources_of(folder: Path) -> dict[str, str]:
+    """Give the hash of each source of the run that has ended well in a folder; none where nobody knows."""
+    try:
+        return dict(_record(folder)["sources"])
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _record(folder: Path) -> dict[str, Any]:
