@@ -21,6 +21,7 @@ from s3prl_metaperser.divergence import Divergence
 from s3prl_metaperser.episodes import Episode
 from s3prl_metaperser.errors import MetaPerSERError
 from s3prl_metaperser.metrics import METRICS, Scores, decide
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.results_file import (
     CHECKPOINT_COLUMNS,
     DIVERGED_AT,
@@ -213,7 +214,7 @@ class Report:
         rows = pd.DataFrame(
             tuned_for
             | {
-                "lr": ["" if one.lr is None else f"{one.lr:g}" for one in tuning.candidates],
+                "lr": ["" if one.lr is None else exact(one.lr) for one in tuning.candidates],
                 "steps": [str(one.steps) for one in tuning.candidates],
                 tuning.metric: [f"{score:.4f}" for score in tuning.scores],
                 "chosen": [str(one == tuning.best) for one in tuning.candidates],

@@ -9,6 +9,7 @@ import numpy as np
 
 from s3prl_metaperser.datasets import side_by_side
 from s3prl_metaperser.episodes import Episode
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.prediction import Prediction
 from s3prl_metaperser.settings import MetricName
 
@@ -27,7 +28,7 @@ class Candidate:
 
     def __str__(self) -> str:
         steps = f"{self.steps} steps"
-        return steps if self.lr is None else f"lr {self.lr:g}, {steps}"
+        return steps if self.lr is None else f"lr {exact(self.lr)}, {steps}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Tuning:
         of_lr: dict[Rate, list[str]] = {}
         for one, score in zip(self.candidates, self.scores, strict=True):
             of_lr.setdefault(one.lr, []).append(f"{score:.2f}")
-        tried = "; ".join(("" if lr is None else f"lr {lr:g}: ") + ", ".join(own) for lr, own in of_lr.items())
+        tried = "; ".join(("" if lr is None else f"lr {exact(lr)}: ") + ", ".join(own) for lr, own in of_lr.items())
         steps = ", ".join(dict.fromkeys(str(one.steps) for one in self.candidates))
         return f"{system} adapts at {self.best}, best dev {self.metric} of {{{tried}}} after {steps} steps"
 

@@ -271,6 +271,14 @@ def test_a_dry_run_names_the_commands_and_what_is_open_and_writes_nothing(out, s
     assert not (tmp_path / "new").exists()
 
 
+def test_inner_rates_that_differ_in_a_late_digit_are_different_runs(small_corpus, tmp_path):
+    rates = [0.1, 0.10000001]
+    plan = plan_table1(setup_of(small_corpus, tmp_path, "linear"), rates, ["best"])
+    for rate in ("0.1", "0.10000001"):
+        assert [node.name for node in plan.nodes].count(f"seen/fold1/meta_perser-lr{rate}") == 1
+    assert "--inner-lr 0.1 0.10000001" in plan.command
+
+
 def test_a_folder_holds_one_set_of_settings(out, small_corpus, capsys):
     before = changes(out)
     with pytest.raises(SystemExit) as ended:

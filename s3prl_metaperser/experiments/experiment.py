@@ -19,6 +19,7 @@ from s3prl_metaperser.experiments.grid import Node, Outcome
 from s3prl_metaperser.experiments.plan import RUNS, Setup
 from s3prl_metaperser.experiments.report import NAME as REPORT
 from s3prl_metaperser.experiments.runs import FAILURES, RESULTS, fingerprint_of, sources_of
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.results_file import DIVERGED_AT, FAILURE_COLUMNS, RESULT_COLUMNS
 from s3prl_metaperser.settings import Scenario
 
@@ -104,7 +105,8 @@ class Experiment:
             settings = []
             training = outcome.chosen.get(row.node)
             if training is not None:
-                settings.append(f"inner_lr {outcome.runs[training].config['downstream_expert']['meta']['inner_lr']:g}")
+                inner_lr = outcome.runs[training].config["downstream_expert"]["meta"]["inner_lr"]
+                settings.append(f"inner_lr {exact(inner_lr)}")
             if outcome.is_done(row.node):
                 settings += _tuned(outcome.runs[row.node].folder)
             if settings:

@@ -18,6 +18,7 @@ from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Var
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.table1 import few_name, fine_tuned, has_reference, row_name
 from s3prl_metaperser.experiments.tables import write_tables
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.publishing.figures import write_figure
 from s3prl_metaperser.settings import Recipe, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES
@@ -71,7 +72,7 @@ def figure2(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe],
     arguments = [
         *("--recipe", *recipes),
         *("--shots", *map(str, shots), "--train-shots", str(setup.shots)),
-        *("--inner-lr", *(f"{lr:g}" for lr in inner_lrs)),
+        *("--inner-lr", *(exact(lr) for lr in inner_lrs)),
     ]
     return Experiment("figure2", setup, plan.nodes, rows, arguments, notes)
 

@@ -26,6 +26,7 @@ from s3prl_metaperser.episodes import Split, fold_count, make_split, meta_test_e
 from s3prl_metaperser.errors import MetaPerSERError, suggest
 from s3prl_metaperser.experiments.grid import Choice, Node
 from s3prl_metaperser.experiments.runs import BEST, Mode, Run, Upstream
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.settings import Recipe, Scenario, Scope, Settings, SystemName, read_settings
 
 RUNS = "runs"
@@ -471,7 +472,7 @@ class Plan:
         options = {}
         for inner_lr in inner_lrs:
             change = {**dict(variant.change), "meta.inner_lr": inner_lr, "init_from": None}
-            training = f"{own}-lr{inner_lr:g}"
+            training = f"{own}-lr{exact(inner_lr)}"
             if training not in self._nodes:
                 self._meta_train(training, scenario, fold, variant, change)
             config = self.setup.config(family, scenario, fold, change, shots)

@@ -18,6 +18,7 @@ from s3prl_metaperser.experiments.plan import BASELINES_RECIPE, Plan, Setup, Var
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.significance import compare, write_comparison
 from s3prl_metaperser.experiments.tables import summarise, write_tables
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.publishing.figures import write_figure
 from s3prl_metaperser.settings import Recipe, Scope, SystemName
 from s3prl_metaperser.systems import DISPLAY_NAMES, coinciding_systems
@@ -106,7 +107,7 @@ def table1(setup: Setup, inner_lrs: Sequence[float], recipes: Sequence[Recipe]) 
     )
     arguments = [
         *("--shots", str(setup.shots), "--recipe", *recipes),
-        *("--inner-lr", *(f"{lr:g}" for lr in inner_lrs)),
+        *("--inner-lr", *(exact(lr) for lr in inner_lrs)),
     ]
     return Experiment("table1", setup, plan.nodes, rows, arguments, notes)
 

@@ -18,6 +18,7 @@ from s3prl_metaperser.experiments.plan import Plan, Setup, Variant
 from s3prl_metaperser.experiments.report import Section
 from s3prl_metaperser.experiments.significance import compare, write_comparison
 from s3prl_metaperser.experiments.tables import write_tables
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.settings import SECTION
 
 PARTS = ("INI", "CSMT", "DA", "LSLR")
@@ -77,7 +78,7 @@ def table2(setup: Setup, inner_lrs: Sequence[float]) -> Experiment:
         for scenario, fold in setup.cells
         for parts in COMBINATIONS
     ]
-    arguments = ["--shots", str(setup.shots), "--inner-lr", *(f"{lr:g}" for lr in inner_lrs)]
+    arguments = ["--shots", str(setup.shots), "--inner-lr", *(exact(lr) for lr in inner_lrs)]
     return Experiment("table2", setup, plan.nodes, rows, arguments)
 
 

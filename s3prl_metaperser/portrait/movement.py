@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from s3prl_metaperser.corpus.manifest import Corpus
 from s3prl_metaperser.episodes import generator
+from s3prl_metaperser.numerals import exact
 from s3prl_metaperser.portrait.crowd import Crowd
 from s3prl_metaperser.portrait.spread import Estimates, weights
 
@@ -61,7 +62,7 @@ class Comparison:
     def options(self) -> str:
         """What was asked for, as on the command line."""
         asked = f"--checkpoint {self.name}, --shots {self.shots}, --draws {self.draws} and --clips {self.clips}"
-        return asked if self.lr is None else f"{asked}, at --lr {self.lr:g}"
+        return asked if self.lr is None else f"{asked}, at --lr {exact(self.lr)}"
 
 
 @dataclass(frozen=True)
